@@ -1,0 +1,1 @@
+"""The console's record: ring, index, time line, and those who read them."""

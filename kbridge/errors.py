@@ -1,0 +1,48 @@
+"""Errors whose text is for the operator.
+
+    KbridgeError            what went wrong, why, and what to do next
+      ConfigError           a configuration that is not valid: all its mistakes at once
+      MachineError          the machine monitor refused, or could not be reached
+      LineError             a serial line cannot be opened, written or broken
+      RecordError           a console ring or time line cannot be used
+      GuestError            a guest is unknown, or lacks what the request needs
+"""
+
+from __future__ import annotations
+
+
+class KbridgeError(Exception):
+    """Something that the operator should read: what, why, and what to do next, in one line.
+
+    The state of the object that raised it is as before the call, unless its docstring says otherwise.
+    """
+
+    def __init__(self, what: str, *, why: str = "", todo: str = "") -> None:
+        super().__init__(what, why, todo)
+        self.what = what
+        self.why = why
+        self.todo = todo
+
+    def __str__(self) -> str:
+        text = f"{self.what}: {self.why}" if self.why else self.what
+        return f"{text}; {self.todo}" if self.todo else text
+
+
+class ConfigError(KbridgeError):
+    """The configuration is not valid; nothing was started or changed."""
+
+
+class MachineError(KbridgeError):
+    """The machine monitor refused a command or cannot be reached; the machine is as it was."""
+
+
+class LineError(KbridgeError):
+    """A serial line cannot be opened, written to or broken."""
+
+
+class RecordError(KbridgeError):
+    """A console ring, its index or a time line cannot be used."""
+
+
+class GuestError(KbridgeError):
+    """The guest is unknown or lacks the capability that the request needs."""

@@ -1,0 +1,1 @@
+"""What people and tools connect to: RSP, console and HTTP sockets."""

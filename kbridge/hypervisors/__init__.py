@@ -1,0 +1,1 @@
+"""Machine monitors: what runs a guest, and how it is asked."""

@@ -1,0 +1,117 @@
+"""What kbridge asks of a machine monitor, whichever hypervisor is behind it.
+
+``Machine`` is the port; ``qemu.py`` implements it over QMP.  Times are monotonic seconds of the reactor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Protocol
+
+
+class RunState(Enum):
+    """What the machine is doing, in the few words that the rest of kbridge acts on."""
+
+    UNKNOWN = "unknown"
+    """The monitor has not answered yet, or cannot be reached."""
+    RUNNING = "running"
+    PAUSED = "paused"
+    """Stopped by an operator, a debugger or before the first instruction."""
+    DEBUG = "debug"
+    """Stopped at a breakpoint or after a single step (QEMU's ``debug``)."""
+    PANICKED = "panicked"
+    """The guest reported a panic (pvpanic) and its policy was to pause."""
+    IO_ERROR = "io-error"
+    OFF = "off"
+    """Shut down, the process still there (QEMU's ``shutdown``)."""
+    BUSY = "busy"
+    """Migrating, saving or restoring: neither running nor to be touched."""
+    FAILED = "failed"
+    """An internal error of the hypervisor."""
+
+    @property
+    def executes(self) -> bool:
+        """Whether the guest's processors run."""
+        return self is RunState.RUNNING
+
+
+@dataclass(frozen=True, slots=True)
+class MachineState:
+    """The run state with the hypervisor's own word for it."""
+
+    run: RunState
+    detail: str = ""
+    """The hypervisor's own word, such as ``guest-panicked``."""
+
+
+@dataclass(frozen=True, slots=True)
+class MachineEvent:
+    """Something that the machine monitor reported by itself.
+
+    ``name`` is one of ours, lower case with dots (``machine.stop``, ``machine.resume``, ``machine.reset``,
+    ``machine.shutdown``, ``machine.panic``, ``machine.crashloaded``, ``machine.watchdog``, ``machine.lost``,
+    ``machine.found``, or ``machine.event`` for all others); ``data`` is what the monitor told with it.
+    """
+
+    name: str
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Machine(Protocol):
+    """One virtual machine, seen through its monitor.
+
+    Every coroutine raises ``MachineError`` when the monitor cannot be reached, refuses, or does not answer
+    within its deadline; the machine is then as it was, or unknown where the text says so.
+    """
+
+    @property
+    def state(self) -> MachineState:
+        """The last state known; ``UNKNOWN`` while the monitor cannot be reached."""
+
+    @property
+    def connected(self) -> bool:
+        """Whether the monitor answers."""
+
+    def subscribe(self, listener: Callable[[MachineEvent], None]) -> Callable[[], None]:
+        """Call ``listener`` for each event, after ``state`` was updated; returns what ends it."""
+
+    def start(self) -> None:
+        """Connect, and connect again whenever the connection is lost."""
+
+    async def stop(self) -> None:
+        """Let go of the monitor; the machine itself is not touched."""
+
+    async def query(self) -> MachineState:
+        """Ask the monitor for the state now."""
+
+    async def pause(self) -> None:
+        """Stop all processors."""
+
+    async def resume(self) -> None:
+        """Let all processors run."""
+
+    async def reset(self) -> None:
+        """Press the reset button."""
+
+    async def power_off(self, *, force: bool = False) -> None:
+        """Ask the guest to shut down (ACPI), or with ``force`` end the machine at once."""
+
+    async def power_on(self) -> None:
+        """Start a machine that is off but present, or waits before its first instruction."""
+
+    async def cycle(self) -> None:
+        """Take power away and give it back."""
+
+    async def nmi(self) -> None:
+        """Inject a non-maskable interrupt."""
+
+    async def send_break(self, console: str) -> None:
+        """Send BREAK on the serial line behind ``console`` (an endpoint as configured, such as ``unix:/x``)."""
+
+    async def start_stub(self, path: str) -> None:
+        """Start the gdbstub on a unix socket that the hypervisor creates at ``path``, replacing any other."""
+
+    async def stop_stub(self) -> None:
+        """Close the gdbstub; nothing is resumed."""

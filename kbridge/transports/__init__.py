@@ -1,0 +1,1 @@
+"""Ways to reach a line or a stub: descriptors that the reactor watches."""
