@@ -1,0 +1,99 @@
+"""What a finished build of a guest is, and the description that lies beside it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from lab import cache, initramfs, modules
+from lab.errors import LabError
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What `guest.json` holds: facts of one build, with paths relative to its folder.
+
+    `modules` are loaded at boot, in this order; `append` are the kernel's own parameters for this guest.
+    """
+
+    name: str
+    version: str
+    release: str
+    kernel: str
+    vmlinux: str
+    modules: tuple[str, ...]
+    append: str
+
+    def write(self, folder: Path) -> None:
+        (folder / "guest.json").write_text(json.dumps(asdict(self), indent=2) + "\n")
+
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """One finished build in the cache, ready to start."""
+
+    folder: Path
+    description: Description
+
+    @property
+    def kernel(self) -> Path:
+        return self.folder / self.description.kernel
+
+    @property
+    def vmlinux(self) -> Path:
+        return self.folder / self.description.vmlinux
+
+    @property
+    def initrd(self) -> Path:
+        return (self.folder / "initramfs").resolve()
+
+    def ready(self) -> bool:
+        return self.kernel.exists() and self.initrd.exists()
+
+    def size(self) -> int:
+        """Bytes on disk."""
+        return sum(path.lstat().st_blocks * 512 for path in self.folder.rglob("*"))
+
+
+def load(folder: Path) -> Build:
+    try:
+        fields = json.loads((folder / "guest.json").read_text())
+        fields["modules"] = tuple(fields["modules"])
+        return Build(folder, Description(**fields))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise LabError(f"{folder} is no build of a guest ({error}); remove it and build again") from error
+
+
+def find(name: str) -> Build | None:
+    """The current build of a guest; None if it was never built, or not to the end."""
+    folder = cache.current(name)
+    if folder is None:
+        return None
+    build = load(folder)
+    return build if build.ready() else None
+
+
+def key(version: str, *recipe: str) -> str:
+    """A folder's name for a version built by a recipe: everything that shapes the result, as text."""
+    digest = hashlib.sha256("\0".join(recipe).encode()).hexdigest()[:12]
+    return f"{version.replace(':', '_').replace('~', '_')}-{digest}"
+
+
+def refresh_initramfs(build: Build) -> None:
+    """Make the initramfs of a build whose folder is locked, if its parts changed since."""
+    files = modules.find(build.folder / "modules")
+    image = initramfs.build(build.description.name, [files[name] for name in build.description.modules])
+    target = build.folder / initramfs.name_of(image)
+    link = build.folder / "initramfs"
+    if target.exists() and link.is_symlink() and link.readlink() == Path(target.name):
+        return
+    new = build.folder / ".initramfs-new"
+    new.write_bytes(image)
+    new.rename(target)
+    new.symlink_to(target.name)
+    new.rename(link)
+    for old in build.folder.glob("initramfs-*"):
+        if old != target:
+            old.unlink()

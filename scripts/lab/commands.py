@@ -1,0 +1,172 @@
+"""The command line of scripts/guest."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lab import builds, cloud, kgdb, running
+from lab.errors import LabError
+from lab.machine import ConsoleBackend, Machine, Places, command_line
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+GUESTS: dict[str, Callable[[], builds.Build]] = {cloud.NAME: cloud.build, kgdb.NAME: kgdb.build}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; 0 done, 1 it failed (one line on stderr), 2 wrong usage."""
+    options = _parser().parse_args(arguments)
+    try:
+        match options.command:
+            case "build":
+                return _build(options)
+            case "run":
+                return _run(options)
+            case _:
+                return _list(options)
+    except (LabError, OSError) as error:
+        print(f"guest: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("guest: interrupted", file=sys.stderr)
+        return 1
+
+
+def _build(options: argparse.Namespace) -> int:
+    for name in GUESTS if options.name == "all" else (options.name,):
+        made = GUESTS[name]()
+        print(f"{name}: {made.description.release} ({made.description.version}) in {made.folder}", file=sys.stderr)
+    return 0
+
+
+def _run(options: argparse.Namespace) -> int:
+    build = builds.find(options.name)
+    if build is None:
+        raise LabError(f"{options.name} is not built yet; run: scripts/guest build {options.name}")
+    temporary = options.dir is None
+    if temporary:
+        folder = running.make_folder()
+    else:
+        folder = Path(options.dir).absolute()
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    machine = Machine(
+        name=options.name,
+        kernel=build.kernel,
+        initrd=build.initrd,
+        append=command_line(
+            build.description.append, "nokaslr" if options.no_kaslr else "", *options.append
+        ),
+        places=Places(folder),
+        memory=options.memory,
+        processors=options.smp,
+        console=ConsoleBackend(options.console_backend),
+        second_serial=options.second_serial,
+        stub=options.stub,
+        stopped=options.stopped,
+        extra=tuple(options.qemu),
+    )
+    return running.run(machine, build, detach=options.detach, temporary=temporary)
+
+
+def _list(options: argparse.Namespace) -> int:
+    rows = [_row(name) for name in GUESTS]
+    if options.json:
+        print(json.dumps(rows, indent=2))
+        return 0
+    for row in rows:
+        if row["built"]:
+            print(f"{row['name']:6} {row['release']:28} {int(row['size_bytes']) / 1e6:6.0f} MB")
+            for part in ("kernel", "vmlinux", "initrd", "modules"):
+                print(f"       {part:8} {row[part]}")
+        else:
+            print(f"{row['name']:6} not built yet: scripts/guest build {row['name']}")
+    return 0
+
+
+def _row(name: str) -> dict[str, str | int | bool | None]:
+    build = builds.find(name)
+    if build is None:
+        keys = ("version", "release", "size_bytes", "dir", "kernel", "vmlinux", "initrd", "modules")
+        return {"name": name, "built": False, **dict.fromkeys(keys)}
+    return {
+        "name": name,
+        "built": True,
+        "version": build.description.version,
+        "release": build.description.release,
+        "size_bytes": build.size(),
+        "dir": str(build.folder),
+        "kernel": str(build.kernel),
+        "vmlinux": str(build.vmlinux),
+        "initrd": str(build.initrd),
+        "modules": str(build.folder / "modules"),
+    }
+
+
+def _count(low: int, high: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        value = int(text)
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{value} is not between {low} and {high}")
+        return value
+
+    return number
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="scripts/guest", description="Builds and starts the guests that kbridge is tested with."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="build|run|list")
+
+    build = commands.add_parser(
+        "build",
+        help="download or compile guests, once",
+        description="Makes guests in the cache (${XDG_CACHE_HOME:-~/.cache}/kbridge/guests); does nothing for one that "
+        "is there in its newest version. cloud: Debian's own kernel, a download of 310 MB. kgdb: compiled from "
+        "Debian's linux-source, at most 8 minutes on 2 processors.",
+    )
+    build.add_argument("name", nargs="?", default="all", choices=[*GUESTS, "all"], help="default: all")
+
+    listing = commands.add_parser("list", help="which guests there are, and their files")
+    listing.add_argument("--json", action="store_true", help="a list of objects")
+
+    _run_options(
+        commands.add_parser(
+            "run",
+            help="start a guest under QEMU",
+            description="Starts a guest and, once its machine monitor answers, prints one line of JSON: its sockets and "
+            "files. Stays until the guest ends. Without --detach the guest ends with whoever started this command, at "
+            "SIGTERM or SIGINT, and when standard input, if it is a pipe, is closed.",
+            epilog="Arguments after -- go to QEMU as they are.",
+        )
+    )
+    return parser
+
+
+def _run_options(run: argparse.ArgumentParser) -> None:
+    run.add_argument("name", choices=[*GUESTS])
+    run.add_argument("-m", "--memory", type=_count(96, 65536), default=256, metavar="MIB", help="default: 256")
+    run.add_argument("--smp", type=_count(1, 8), default=2, metavar="N", help="processors, 1 to 8; default: 2")
+    run.add_argument(
+        "--append", action="append", default=[], metavar="ARGS",
+        help="more of the kernel's command line, such as 'kbridge.tick=0.2' (prints a line at that pace)",
+    )  # fmt: skip
+    run.add_argument("--no-kaslr", action="store_true", help="the kernel at its linked address; otherwise moved at boot")
+    run.add_argument("--stopped", action="store_true", help="wait for the monitor's `cont` before the first instruction")
+    run.add_argument("--stub", action="store_true", help="a gdb stub from the start, on DIR/gdb.sock")
+    run.add_argument("--second-serial", action="store_true", help="a second serial port, ttyS1, on DIR/serial2.sock")
+    run.add_argument(
+        "--console-backend", choices=[backend.value for backend in ConsoleBackend], default="unix",
+        help="what the first serial port is connected to; default: unix",
+    )  # fmt: skip
+    run.add_argument(
+        "--dir", metavar="DIR",
+        help="folder for the sockets, made if needed and kept; default: a new one, removed at the end",
+    )  # fmt: skip
+    run.add_argument("--detach", action="store_true", help="leave the guest running and return")
+    run.add_argument("qemu", nargs="*", metavar="-- QEMU-ARGUMENT", default=[], help=argparse.SUPPRESS)

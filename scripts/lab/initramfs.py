@@ -1,0 +1,46 @@
+"""The root file system of the test guests: a static busybox, an init script and a few modules."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+from lab import cpio
+from lab.errors import LabError
+
+BUSYBOX = Path("/usr/bin/busybox")
+_INIT = Path(__file__).with_name("init.sh")
+_DIRECTORIES = ("bin", "dev", "etc", "lib", "lib/modules", "proc", "root", "run", "sys", "tmp")
+
+
+def build(hostname: str, modules: Sequence[Path]) -> bytes:
+    """A gzip-compressed cpio archive; `modules` are .ko files in loading order. Same inputs, same bytes."""
+    if not BUSYBOX.exists():
+        raise LabError(f"{BUSYBOX} is missing; run scripts/setup, or: sudo apt-get install busybox-static")
+    busybox = BUSYBOX.read_bytes()
+    # A dynamic program names its loader near its start (PT_INTERP); a static one may name it only in its texts.
+    if b"/ld-linux" in busybox[:4096]:
+        raise LabError(f"{BUSYBOX} is dynamically linked; run: sudo apt-get install busybox-static")
+    order = "".join(f"{path.name}\n" for path in modules)
+    entries = [
+        *(cpio.directory(name) for name in _DIRECTORIES),
+        cpio.character_device("dev/console", 5, 1),
+        cpio.file("bin/busybox", busybox, 0o755),
+        cpio.symlink("bin/sh", "busybox"),
+        cpio.file("init", _INIT.read_bytes(), 0o755),
+        cpio.file("etc/hostname", f"{hostname}\n".encode()),
+        cpio.file("etc/passwd", b"root::0:0:root:/root:/bin/sh\n"),
+        *(cpio.file(f"lib/modules/{path.name}", path.read_bytes()) for path in modules),
+        cpio.file("lib/modules/load-order", order.encode()),
+    ]
+    return gzip.compress(cpio.archive(entries), compresslevel=6, mtime=0)
+
+
+def name_of(image: bytes) -> str:
+    """A file name that changes with the content, so that a running guest's file is never rewritten."""
+    return f"initramfs-{hashlib.sha256(image).hexdigest()[:12]}.cpio.gz"

@@ -1,0 +1,131 @@
+"""One virtual machine: its QEMU command line and the folder that holds its sockets. Nothing here runs anything."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+from lab.errors import LabError
+
+# sun_path of sockaddr_un holds 108 bytes with its end marker.
+_SOCKET_PATH_LIMIT = 107
+CONSOLE_ID = "console"
+
+
+class ConsoleBackend(enum.Enum):
+    """What the guest's first serial port is connected to."""
+
+    UNIX = "unix"
+    PTY = "pty"
+    TELNET = "telnet"
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """The paths of one machine, all in its own folder."""
+
+    folder: Path
+
+    def __post_init__(self) -> None:
+        longest = max(len(bytes(path)) for path in self.sockets())
+        if longest > _SOCKET_PATH_LIMIT:
+            raise LabError(
+                f"{self.folder} is too long for a socket in it ({longest} bytes, at most {_SOCKET_PATH_LIMIT}); "
+                "give a shorter --dir"
+            )
+        if any(character in str(self.folder) for character in ",\n"):
+            raise LabError(f"{self.folder}: QEMU's options cannot hold a path with a comma; give another --dir")
+
+    @property
+    def qmp(self) -> Path:
+        return self.folder / "qmp.sock"
+
+    @property
+    def serial(self) -> Path:
+        return self.folder / "serial.sock"
+
+    @property
+    def serial2(self) -> Path:
+        return self.folder / "serial2.sock"
+
+    @property
+    def gdb(self) -> Path:
+        return self.folder / "gdb.sock"
+
+    @property
+    def lock(self) -> Path:
+        return self.folder / "lock"
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "qemu.log"
+
+    def sockets(self) -> tuple[Path, ...]:
+        return (self.qmp, self.serial, self.serial2, self.gdb)
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """All that shapes the virtual machine. `memory` is in MiB; `extra` are arguments for QEMU as they are."""
+
+    name: str
+    kernel: Path
+    initrd: Path
+    append: str
+    places: Places
+    memory: int = 256
+    processors: int = 2
+    console: ConsoleBackend = ConsoleBackend.UNIX
+    second_serial: bool = False
+    stub: bool = False
+    stopped: bool = False
+    extra: tuple[str, ...] = ()
+
+    def command(self) -> list[str]:
+        """The argument vector."""
+        for path in (self.kernel, self.initrd):
+            if "," in str(path):
+                raise LabError(f"{path}: QEMU's options cannot hold a path with a comma; set XDG_CACHE_HOME")
+        return [
+            "qemu-system-x86_64",
+            *("-name", self.name, "-machine", "pc", "-accel", "tcg"),
+            *("-no-user-config", "-nodefaults", "-display", "none"),
+            *("-m", str(self.memory), "-smp", str(self.processors)),
+            *("-kernel", str(self.kernel), "-initrd", str(self.initrd), "-append", self.append),
+            *("-chardev", f"socket,id=qmp,path={self.places.qmp},server=on,wait=off"),
+            *("-mon", "chardev=qmp,mode=control"),
+            *("-chardev", self._console(), "-serial", f"chardev:{CONSOLE_ID}"),
+            *(self._second_serial() if self.second_serial else ()),
+            *("-device", "pvpanic-pci", "-action", "panic=pause"),
+            *("-device", "vmcoreinfo"),
+            *("-device", "virtio-serial-pci,id=virtio-serial0"),
+            *("-object", "rng-builtin,id=rng0", "-device", "virtio-rng-pci,rng=rng0"),
+            *("-blockdev", "driver=null-co,node-name=disk0,size=67108864,read-zeroes=on"),
+            *("-device", "virtio-blk-pci,drive=disk0"),
+            *("-nic", "none"),
+            *(("-gdb", f"unix:{self.places.gdb},server=on,wait=off") if self.stub else ()),
+            *(("-S",) if self.stopped else ()),
+            *self.extra,
+        ]
+
+    def _console(self) -> str:
+        match self.console:
+            case ConsoleBackend.UNIX:
+                return f"socket,id={CONSOLE_ID},path={self.places.serial},server=on,wait=off"
+            case ConsoleBackend.PTY:
+                return f"pty,id={CONSOLE_ID}"
+            case ConsoleBackend.TELNET:
+                return f"socket,id={CONSOLE_ID},host=127.0.0.1,port=0,server=on,wait=off,telnet=on"
+
+    def _second_serial(self) -> tuple[str, ...]:
+        chardev = f"socket,id=serial2,path={self.places.serial2},server=on,wait=off"
+        return ("-chardev", chardev, "-serial", "chardev:serial2")
+
+
+def command_line(*parts: str) -> str:
+    """The kernel's command line of a test guest."""
+    return " ".join(["console=ttyS0", *(part for part in parts if part)])
