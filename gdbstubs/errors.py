@@ -1,10 +1,10 @@
 """Errors of the protocol.
 
-    ProtocolError
-      LocalProtocolError    we broke the protocol: a bug, never caught
-      RemoteProtocolError   the peer did: ends that connection only
-      LinkFailed            retries are exhausted
-    TargetError             an errno and words for one session's request
+ProtocolError
+  LocalProtocolError    we broke the protocol: a bug, never caught
+  RemoteProtocolError   the peer did: ends that connection only
+  LinkFailed            retries are exhausted
+TargetError             an errno and words for one session's request
 """
 
 from __future__ import annotations

@@ -1,0 +1,188 @@
+"""The exchange: debuggers on one side, one stub on the other, events in and effects out.
+
+This is the whole pure core of a guest's debugging, wired: ``kbridge/relay.py`` feeds it with what happens on
+sockets and executes ``effects``; tests feed it with bytes and read them.
+
+in:      sessions opened, their bytes, closed; the stub connected, its bytes, closed; the monitor's word; time
+out:     ``effects``, to be executed in order and cleared; ``deadline``
+invariant: no event raises: a peer that breaks the protocol loses its connection, nothing else happens
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from gdbstubs.client import StubClient
+from gdbstubs.dialects import Dialect
+from gdbstubs.effects import CloseSession, Effect, Report, SessionId, ToSession, ToStub
+from gdbstubs.errors import LinkFailed, RemoteProtocolError
+from gdbstubs.packets import Right
+from gdbstubs.server import Server
+from gdbstubs.sharing import MachineStatus, Seat, Sharing
+
+MOST_SESSIONS: Final = 64
+
+
+class _Session:
+    __slots__ = ("closed", "name", "seat", "server")
+
+    def __init__(self, name: str, server: Server, seat: Seat) -> None:
+        self.name = name
+        self.server = server
+        self.seat = seat
+        self.closed = False
+
+
+class Exchange:
+    """One guest's debugging, without I/O; the module's text says how.
+
+    ``monitor`` answers the relay's own ``monitor`` commands for a session, by its name.
+    """
+
+    def __init__(
+        self,
+        guest: str,
+        dialect: Dialect,
+        *,
+        monitor: Callable[[str, str], str],
+        resume_on_leave: bool = True,
+    ) -> None:
+        self.effects: list[Effect] = []
+        self.client = StubClient(dialect, self.announce)
+        self.sharing = Sharing(guest, self.client, self.effects.append, resume_on_leave=resume_on_leave)
+        self._monitor = monitor
+        self._sessions: dict[SessionId, _Session] = {}
+
+    # -- debuggers ------------------------------------------------------------------------------------------
+
+    @property
+    def sessions(self) -> dict[SessionId, str]:
+        """The names of the sessions that are open."""
+        return {number: session.name for number, session in self._sessions.items()}
+
+    def session_opened(self, number: SessionId, name: str, now: float) -> bool:
+        """Take a new debugger; False if there are too many, and its connection is to be closed."""
+        if len(self._sessions) >= MOST_SESSIONS:
+            return False
+
+        seat = self.sharing.join(number, name, lambda words: server.say(words))  # noqa: PLW0108 server comes below
+        server = Server(seat, Right.CONTROLLER, lambda command: self._monitor(name, command))
+        server.now = now
+        self._sessions[number] = _Session(name, server, seat)
+        return True
+
+    def session_data(self, number: SessionId, data: bytes, now: float) -> None:
+        """Take bytes of a debugger."""
+        session = self._sessions.get(number)
+        if session is None:
+            return
+        self.client.now = now
+        session.server.now = now
+        try:
+            session.server.receive(data)
+        except (RemoteProtocolError, LinkFailed) as error:
+            self._break_off(session, str(error))
+        self._flush(now)
+
+    def session_closed(self, number: SessionId, now: float) -> None:
+        """Take note that a debugger's connection is gone."""
+        session = self._sessions.pop(number, None)
+        if session is not None:
+            self.client.now = now
+            session.seat.close()
+            self._flush(now)
+
+    def _break_off(self, session: _Session, why: str) -> None:
+        self.effects.append(Report("debugger.protocol_error", {"session": session.name, "why": why}))
+        session.server.finished = True
+
+    # -- the stub -------------------------------------------------------------------------------------------
+
+    def stub_connected(self, now: float, *, running: bool | None) -> None:
+        """Take a new connection to the stub; ``running``: whether the guest ran before it."""
+        self.client.now = now
+        self.sharing.stub_connected(running=running)
+        self._flush(now)
+
+    def stub_failed(self, words: str, now: float) -> None:
+        """Take note that the stub could not be reached."""
+        self.client.now = now
+        self.sharing.stub_failed(words)
+        self._flush(now)
+
+    def stub_data(self, data: bytes, now: float) -> None:
+        """Take bytes of the stub."""
+        self.client.now = now
+        try:
+            self.client.receive(data)
+        except (RemoteProtocolError, LinkFailed) as error:
+            self.sharing.stub_closed(f"the stub broke the protocol: {error}")
+        self._flush(now)
+
+    def stub_closed(self, reason: str, now: float) -> None:
+        """Take note that the connection to the stub is gone."""
+        self.client.now = now
+        self.sharing.stub_closed(reason)
+        self._flush(now)
+
+    def stub_left(self, now: float) -> None:
+        """Take note that ``CloseStub`` was carried out."""
+        self.client.now = now
+        self.sharing.stub_left()
+        self._flush(now)
+
+    # -- the machine ----------------------------------------------------------------------------------------
+
+    def machine_runs(self, now: float, *, runs: bool) -> None:
+        """Take note that the monitor reported a stop or a resume."""
+        self.client.now = now
+        self.sharing.machine_runs(runs=runs)
+        self._flush(now)
+
+    def machine_status(self, status: MachineStatus, now: float) -> None:
+        """Take the answer to ``QueryMachine``."""
+        self.client.now = now
+        self.sharing.machine_status(status)
+        self._flush(now)
+
+    def announce(self, words: str) -> None:
+        """Tell every debugger's user something; shown at once by those that wait for a stop."""
+        for session in self._sessions.values():
+            session.server.say(words)
+
+    # -- time -----------------------------------------------------------------------------------------------
+
+    @property
+    def deadline(self) -> float | None:
+        """When ``expire`` wants to be called, in monotonic seconds."""
+        client, sharing = self.client.deadline, self.sharing.deadline
+        if client is None or sharing is None:
+            return sharing if client is None else client
+        return min(client, sharing)
+
+    def expire(self, now: float) -> None:
+        """Act on passed deadlines."""
+        self.client.now = now
+        try:
+            self.client.expire()
+        except (RemoteProtocolError, LinkFailed) as error:
+            self.sharing.stub_closed(str(error))
+        self.sharing.expire()
+        self._flush(now)
+
+    def _flush(self, now: float) -> None:
+        """Turn what the halves want to send into effects."""
+        effects = self.effects
+        data = self.client.take_output()
+        if data:
+            effects.append(ToStub(data))
+        for number, session in self._sessions.items():
+            server = session.server
+            server.now = now
+            data = server.take_output()
+            if data:
+                effects.append(ToSession(number, data))
+            if server.finished and not session.closed:
+                session.closed = True
+                effects.append(CloseSession(number))

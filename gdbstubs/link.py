@@ -1,0 +1,213 @@
+"""Acknowledgements and retransmission, or their absence in no-ack mode.
+
+Source: GDB manual, "Overview" and "Packet Acknowledgment".
+
+in:      bytes of the peer, payloads to send, the time when a deadline has passed
+out:     payloads of the peer, in ``Link.receive``'s result; bytes to send, collected in ``Link.output``
+states:  acknowledged · no-ack
+invariant: each packet sent in acknowledged mode is acknowledged, retransmitted at most ``retries`` times, or
+         reported failed by ``LinkFailed``; at most ``window`` packets are unacknowledged, ``most_queued`` wait
+
+Where requests and replies alternate strictly (``alternating``), the peer's next packet acknowledges as well as
+``+`` does: on a noisy line the ``+`` alone may be lost, and asking a stub to step twice is worse than trusting
+it.  Times are monotonic seconds of the caller.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Final
+
+from gdbstubs.errors import LinkFailed
+from gdbstubs.wire import Control, Event, Framer, Notification, frame
+
+RETRIES: Final = 5
+MOST_QUEUED: Final = 1024
+
+
+class Link:
+    """One end of a connection that carries packets.
+
+    ``limit``: longest payload accepted, in bytes.  ``runs``: expand run-length encoding (replies only).
+    ``timeout``: seconds until a packet without acknowledgement is sent again, None where the transport
+    itself is reliable (a debugger that its user has suspended acknowledges nothing for hours).
+    ``window``: how many packets may be on their way at once.  ``alternating``: a packet of the peer
+    acknowledges everything sent before it.
+    """
+
+    __slots__ = (
+        "_alternating",
+        "_deadline",
+        "_framer",
+        "_no_ack",
+        "_queue",
+        "_retries",
+        "_timeout",
+        "_tries",
+        "_unacknowledged",
+        "_window",
+        "output",
+        "retransmissions",
+    )
+
+    def __init__(
+        self,
+        limit: int,
+        *,
+        runs: bool = False,
+        timeout: float | None = None,
+        window: int = 1,
+        alternating: bool = True,
+        retries: int = RETRIES,
+    ) -> None:
+        self._framer = Framer(limit, runs=runs)
+        self._timeout = timeout
+        self._window = window
+        self._alternating = alternating
+        self._retries = retries
+        self._no_ack = False
+        self._unacknowledged: deque[bytes] = deque()
+        self._queue: deque[bytes] = deque()
+        self._tries = 0
+        self._deadline: float | None = None
+        self.output: list[bytes] = []
+        """What to write to the peer, in order; whoever writes it clears the list."""
+        self.retransmissions = 0
+        """How many packets were sent again since the beginning."""
+
+    @property
+    def no_ack(self) -> bool:
+        """Whether packets go unacknowledged."""
+        return self._no_ack
+
+    @property
+    def deadline(self) -> float | None:
+        """When ``expire`` wants to be called, in the caller's monotonic seconds."""
+        return self._deadline
+
+    @property
+    def noise(self) -> int:
+        """How many bytes belonged to no packet."""
+        return self._framer.noise
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing that was sent still waits for an acknowledgement."""
+        return not self._unacknowledged and not self._queue
+
+    def receive(self, data: bytes, now: float) -> list[bytes | Control | Notification]:
+        """Take bytes of the peer; return its packets, notifications and interrupts in order.
+
+        ``Control.OVERLONG`` is returned too: the request was acknowledged and will never be answered
+        otherwise.  Raises ``LinkFailed`` when a packet was refused too often.
+        """
+        events = self._framer.feed(data)
+        if self._no_ack:
+            if len(events) == 1 and type(events[0]) is bytes:
+                return events  # the common case, without a second list
+            return [event for event in events if event not in _ACKNOWLEDGEMENTS]
+        return self._acknowledge(events, now)
+
+    def _acknowledge(self, events: list[Event], now: float) -> list[bytes | Control | Notification]:
+        delivered: list[bytes | Control | Notification] = []
+        refused = damaged = False
+        for event in events:
+            if isinstance(event, bytes):
+                if self._alternating:
+                    self._acknowledge_all(now)
+                self.output.append(b"+")
+                delivered.append(event)
+            elif event is Control.ACK:
+                self._acknowledged(now)
+            elif event is Control.NACK:
+                refused = True
+            elif event is Control.DAMAGED:
+                damaged = True
+            else:
+                if event is Control.OVERLONG:
+                    self.output.append(b"+")
+                delivered.append(event)
+        # However many complaints came in one piece, one answer is enough: storms must not be echoed.
+        if damaged:
+            self.output.append(b"-")
+        if refused:
+            self._retransmit(now)
+        return delivered
+
+    def send(self, payload: bytes, now: float) -> None:
+        """Frame a payload and send it as soon as the window allows.
+
+        Raises ``LinkFailed`` when ``MOST_QUEUED`` packets already wait for the peer's acknowledgements.
+        """
+        packet = frame(payload)
+        if self._no_ack:
+            self.output.append(packet)
+            return
+        if len(self._unacknowledged) >= self._window:
+            if len(self._queue) >= MOST_QUEUED:
+                raise LinkFailed(f"the peer leaves {MOST_QUEUED} packets unacknowledged")
+            self._queue.append(packet)
+            return
+        self._transmit(packet, now)
+
+    def send_notification(self, payload: bytes) -> None:
+        """Send ``%payload#cc``, which nobody acknowledges."""
+        self.output.append(b"%" + frame(payload)[1:])
+
+    def send_interrupt(self) -> None:
+        """Send the interrupt byte 0x03."""
+        self.output.append(b"\x03")
+
+    def start_no_ack(self) -> None:
+        """Enter no-ack mode; what was sent so far counts as acknowledged."""
+        self._no_ack = True
+        self.output.extend(self._queue)
+        self._queue.clear()
+        self._unacknowledged.clear()
+        self._deadline = None
+
+    def expire(self, now: float) -> None:
+        """Send the oldest packet again if its deadline has passed.  Raises ``LinkFailed`` after the last try."""
+        if self._deadline is not None and now >= self._deadline:
+            self._retransmit(now)
+
+    def _transmit(self, packet: bytes, now: float) -> None:
+        self._unacknowledged.append(packet)
+        self.output.append(packet)
+        if len(self._unacknowledged) == 1:
+            self._start(now)
+
+    def _start(self, now: float) -> None:
+        self._tries = 0
+        self._deadline = None if self._timeout is None else now + self._timeout
+
+    def _acknowledged(self, now: float) -> None:
+        if not self._unacknowledged:
+            return
+        self._unacknowledged.popleft()
+        if self._queue:
+            packet = self._queue.popleft()
+            self._unacknowledged.append(packet)
+            self.output.append(packet)
+        if self._unacknowledged:
+            self._start(now)
+        else:
+            self._deadline = None
+
+    def _acknowledge_all(self, now: float) -> None:
+        for _ in range(len(self._unacknowledged)):
+            self._acknowledged(now)
+
+    def _retransmit(self, now: float) -> None:
+        if not self._unacknowledged:
+            return
+        self._tries += 1
+        if self._tries > self._retries:
+            raise LinkFailed(f"a packet was not acknowledged after {self._retries} retransmissions")
+        self.retransmissions += 1
+        self.output.append(self._unacknowledged[0])
+        if self._timeout is not None:
+            self._deadline = now + self._timeout
+
+
+_ACKNOWLEDGEMENTS: Final = (Control.ACK, Control.NACK, Control.DAMAGED)

@@ -1,0 +1,526 @@
+"""The server half: modern RSP to one debugger.
+
+in:      bytes of the debugger; answers of the target through callbacks
+out:     bytes for the debugger (``take_output``), calls of the target port, ``finished``
+states:  stopped · waiting for a stop · finished
+invariant: requests are answered in order, each once; a resume is answered by exactly one stop reply; nothing is
+         sent after the end
+
+Thread selection, acknowledgements, features and words belong to the session, never to the stub.
+Source: GDB manual, "Remote Protocol"; what gdb and LLDB make of each answer is in ``docs/protocol-notes.md``.
+"""
+
+from __future__ import annotations
+
+import binascii
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final
+
+from gdbstubs import objects
+from gdbstubs.errors import EINVAL, EIO, ENOENT, EPERM, LinkFailed, RemoteProtocolError, TargetError
+from gdbstubs.link import Link
+from gdbstubs.packets import (
+    CurrentThread,
+    Detach,
+    EnableErrorStrings,
+    Insert,
+    IsAlive,
+    Kill,
+    KillProcess,
+    ListThreads,
+    Malformed,
+    Monitor,
+    OffersSymbols,
+    ReadMemory,
+    ReadRegister,
+    ReadRegisters,
+    Remove,
+    Request,
+    Resume,
+    Right,
+    SelectThread,
+    StartNoAck,
+    Supported,
+    ThreadExtra,
+    Transfer,
+    WasAttached,
+    WhichResumes,
+    WhyStopped,
+    WriteMemory,
+    WriteRegister,
+    WriteRegisters,
+    find,
+    format_thread,
+)
+from gdbstubs.target import (
+    ALL_THREADS,
+    ANY_THREAD,
+    Action,
+    Ended,
+    Halted,
+    Motion,
+    Stop,
+    Target,
+    Thread,
+    ThreadId,
+)
+from gdbstubs.wire import Control, Notification, compress_run_length, escape
+from gdbstubs.words import MOST_WORDS, console_output, error_reply, shows_words
+
+PACKET_SIZE: Final = 0x20000
+"""What gdb is offered: it reads up to half of it at once; larger sizes make it ask for what it throws away."""
+LONGEST_READ: Final = PACKET_SIZE // 2
+MOST_HELD: Final = 256
+"""How many packets may wait behind a resume."""
+MOST_PENDING: Final = 1024
+"""How many requests may wait for the target's answers."""
+
+
+class _Slot:
+    """The place of one reply that is not known yet, in the order of the requests."""
+
+    __slots__ = ("payload",)
+
+    def __init__(self) -> None:
+        self.payload: bytes | None = None
+
+
+class Server:
+    """One debugger's session; the module's text says how.
+
+    ``monitor`` answers ``monitor`` commands with text.  ``compress`` run-length encodes replies, which pays on
+    slow links only.
+    """
+
+    def __init__(
+        self, target: Target, right: Right, monitor: Callable[[str], str], *, compress: bool = False
+    ) -> None:
+        self.right = right
+        self.now = 0.0
+        self.finished = False
+        """Whether the connection is to be closed once the output is written."""
+        self.waiting = False
+        """Whether the debugger waits for a stop reply."""
+        self.unknown = 0
+        """How many packets had no row in the table."""
+        self._target = target
+        self._monitor = monitor
+        self._compress = compress
+        self._link = Link(PACKET_SIZE, window=64)
+        self._slots: deque[_Slot] = deque()
+        self._held: deque[bytes] = deque()
+        self._words: deque[str] = deque(maxlen=MOST_WORDS)
+        self._features: frozenset[str] = frozenset()
+        self._general = ANY_THREAD
+        self._resuming = ANY_THREAD
+        self._stopped_thread: ThreadId | None = None
+        self._object: tuple[str, str, bytes] | None = None
+        self._thread_ids: deque[Thread] = deque()
+        self._handlers: dict[type[Any], Callable[[Any], None]] = {
+            CurrentThread: self._current_thread,
+            Detach: self._detach,
+            EnableErrorStrings: self._enable_error_strings,
+            Insert: self._insert,
+            IsAlive: self._is_alive,
+            Kill: self._kill,
+            KillProcess: self._kill_process,
+            ListThreads: self._list_threads,
+            Monitor: self._monitor_command,
+            OffersSymbols: self._offers_symbols,
+            ReadMemory: self._read_memory,
+            ReadRegister: self._read_register,
+            ReadRegisters: self._read_registers,
+            Remove: self._remove,
+            Resume: self._resume,
+            SelectThread: self._select_thread,
+            StartNoAck: self._start_no_ack,
+            Supported: self._supported,
+            ThreadExtra: self._thread_extra,
+            Transfer: self._transfer,
+            WasAttached: self._was_attached,
+            WhichResumes: self._which_resumes,
+            WhyStopped: self._why_stopped,
+            WriteMemory: self._write_memory,
+            WriteRegister: self._write_register,
+            WriteRegisters: self._write_registers,
+        }
+
+    # -- bytes in and out -----------------------------------------------------------------------------------
+
+    def receive(self, data: bytes) -> None:
+        """Take bytes of the debugger.  Raises a ``ProtocolError`` when the connection must be closed."""
+        for event in self._link.receive(data, self.now):
+            if self.finished:
+                return
+            if isinstance(event, bytes):
+                if self.waiting:
+                    self._hold(event)
+                else:
+                    self._packet(event)
+            elif event is Control.INTERRUPT:
+                if self.waiting:
+                    self._target.interrupt()
+            elif event is Control.OVERLONG:
+                if self.waiting:
+                    raise RemoteProtocolError("an over-long packet was sent while the target runs")
+                self._reply(b"E%02x" % EINVAL)
+            elif isinstance(event, Notification):
+                raise RemoteProtocolError("a debugger sends no notifications")
+
+    def take_output(self) -> bytes:
+        """Return what to send to the debugger now."""
+        output = self._link.output
+        if not output:
+            return b""
+        data = output[0] if len(output) == 1 else b"".join(output)
+        output.clear()
+        return data
+
+    def _hold(self, payload: bytes) -> None:
+        if len(self._held) >= MOST_HELD:
+            raise RemoteProtocolError(f"more than {MOST_HELD} packets sent while the target runs")
+        self._held.append(payload)
+
+    def _packet(self, payload: bytes) -> None:
+        found = find(payload)
+        if found is None:
+            self.unknown += 1
+            self._reply(b"")
+            return
+        row, arguments = found
+        try:
+            request = row.parse(arguments)
+        except (Malformed, RemoteProtocolError) as error:
+            # What gdb may show of this is up to the packet; the number at least is always understood.
+            self.say(f"{payload[:20]!r} is malformed: {error}")
+            self._reply(b"E%02x" % EINVAL)
+            return
+        if row.right > self.right:
+            self._refuse(
+                request, TargetError(EPERM, "this session observes: only the controller may do that")
+            )
+            return
+        self._handlers[type(request)](request)
+
+    # -- replies --------------------------------------------------------------------------------------------
+
+    def _reply(self, payload: bytes) -> None:
+        if self._slots:
+            slot = self._slot()
+            slot.payload = payload
+            return
+        self._send(payload)
+
+    def _send(self, payload: bytes) -> None:
+        if self._compress and len(payload) > 16:
+            payload = compress_run_length(payload)
+        self._link.send(payload, self.now)
+
+    def _slot(self) -> _Slot:
+        if len(self._slots) >= MOST_PENDING:
+            raise LinkFailed(f"more than {MOST_PENDING} requests wait for an answer")
+        slot = _Slot()
+        self._slots.append(slot)
+        return slot
+
+    def _fill(self, slot: _Slot, payload: bytes) -> None:
+        if self.finished:
+            return
+        slot.payload = payload
+        slots = self._slots
+        while slots and (ready := slots[0].payload) is not None:
+            slots.popleft()
+            self._send(ready)
+
+    def _refuse(self, request: Request, error: TargetError) -> None:
+        self._reply(self._error(request, error))
+
+    def _error(self, request: Request, error: TargetError) -> bytes:
+        if error.words and not shows_words(request):
+            self.say(error.words)
+        return error_reply(request, error)
+
+    def _answer(self, request: Request, slot: _Slot, encode: Callable[[Any], bytes], result: object) -> None:
+        self._fill(slot, self._error(request, result) if isinstance(result, TargetError) else encode(result))
+
+    def _ok(self, request: Request) -> Callable[[TargetError | None], None]:
+        """Return a reply function that answers ``OK`` or the error."""
+        return partial(self._answer, request, self._slot(), _encode_ok)
+
+    def say(self, words: str) -> None:
+        """Tell the user: at once while the debugger waits for a stop, else before the next stop reply."""
+        if self.finished:
+            return
+        if self.waiting:
+            self._link.send(console_output(words), self.now)
+        elif not self._words or self._words[-1] != words:
+            self._words.append(words)
+
+    def end(self, words: str) -> None:
+        """End the session from our side, saying why where the debugger listens."""
+        if self.finished:
+            return
+        if self.waiting:
+            self._stop_arrived(Ended(words=words))
+        self.finished = True
+
+    # -- the session itself ---------------------------------------------------------------------------------
+
+    def _supported(self, request: Supported) -> None:
+        self._features = request.features
+        self._reply(
+            b"PacketSize=%x;QStartNoAckMode+;qXfer:features:read+;qXfer:threads:read+;vContSupported+;"
+            b"swbreak+;hwbreak+;binary-upload+;error-message+" % PACKET_SIZE
+        )
+
+    def _start_no_ack(self, request: StartNoAck) -> None:
+        self._reply(b"OK")
+        self._link.start_no_ack()
+
+    def _enable_error_strings(self, request: EnableErrorStrings) -> None:
+        self._reply(b"OK")
+
+    def _offers_symbols(self, request: OffersSymbols) -> None:
+        self._reply(b"OK")
+
+    def _was_attached(self, request: WasAttached) -> None:
+        self._reply(b"1")
+
+    def _which_resumes(self, request: WhichResumes) -> None:
+        self._reply(b"vCont;c;C;s;S")
+
+    def _select_thread(self, request: SelectThread) -> None:
+        if request.general:
+            self._general = request.thread
+        else:
+            self._resuming = request.thread
+        # An error here is ignored by gdb, which then shows one thread's registers as another's: a thread that
+        # does not exist is refused by the next request that needs it.
+        self._reply(b"OK")
+
+    def _monitor_command(self, request: Monitor) -> None:
+        text = "".join(f"{words}\n" for words in self._words) + self._monitor(request.command)
+        self._words.clear()
+        for start in range(0, len(text), 4096):
+            self._reply(b"O" + binascii.hexlify(text[start : start + 4096].encode()))
+        self._reply(b"OK")
+
+    def _detach(self, request: Detach) -> None:
+        slot = self._slot()
+
+        def detached(result: TargetError | None) -> None:
+            # A refusal would keep gdb's user from leaving at all.
+            self._fill(slot, b"OK")
+            self.finished = True
+
+        self._target.detach(detached)
+
+    def _kill(self, request: Kill) -> None:
+        self.finished = True
+
+    def _kill_process(self, request: KillProcess) -> None:
+        self._reply(b"E%02x" % EPERM)
+
+    # -- threads and objects --------------------------------------------------------------------------------
+
+    def _current_thread(self, request: CurrentThread) -> None:
+        thread = self._stopped_thread
+        self._reply(b"" if thread is None else b"QC" + format_thread(thread))
+
+    def _is_alive(self, request: IsAlive) -> None:
+        slot = self._slot()
+
+        def told(result: bool | TargetError) -> None:
+            self._fill(slot, b"OK" if result is True else b"E%02x" % EINVAL)
+
+        self._target.is_alive(request.thread, told)
+
+    def _list_threads(self, request: ListThreads) -> None:
+        if not request.first:
+            self._reply(self._next_threads())
+            return
+        slot = self._slot()
+
+        def listed(result: tuple[Thread, ...] | TargetError) -> None:
+            if isinstance(result, TargetError):
+                self._fill(slot, self._error(request, result))
+                return
+            self._thread_ids = deque(result)
+            self._fill(slot, self._next_threads())
+
+        self._target.list_threads(listed)
+
+    def _next_threads(self) -> bytes:
+        if not self._thread_ids:
+            return b"l"
+        count = min(len(self._thread_ids), 512)
+        return b"m" + b",".join(format_thread(self._thread_ids.popleft().id) for _ in range(count))
+
+    def _thread_extra(self, request: ThreadExtra) -> None:
+        slot = self._slot()
+
+        def listed(result: tuple[Thread, ...] | TargetError) -> None:
+            if isinstance(result, TargetError):
+                self._fill(slot, self._error(request, result))
+                return
+            said = next((one.extra for one in result if one.id == request.thread), "")
+            self._fill(slot, binascii.hexlify(said.encode()))
+
+        self._target.list_threads(listed)
+
+    def _transfer(self, request: Transfer) -> None:
+        cached = self._object
+        if request.offset and cached is not None and cached[:2] == (request.kind, request.annex):
+            self._reply(objects.piece(cached[2], request.offset, min(request.length, LONGEST_READ)))
+            return
+        slot = self._slot()
+
+        def arrived(data: bytes | TargetError | None) -> None:
+            if data is None:
+                data = TargetError(ENOENT, f"there is no {request.kind} {request.annex}")
+            if isinstance(data, TargetError):
+                self._fill(slot, self._error(request, data))
+                return
+            self._object = (request.kind, request.annex, data)
+            self._fill(slot, objects.piece(data, request.offset, min(request.length, LONGEST_READ)))
+
+        match request.kind:
+            case "features":
+                self._target.read_description(request.annex, arrived)
+            case "threads":
+                self._target.list_threads(
+                    lambda result: arrived(
+                        result if isinstance(result, TargetError) else objects.threads_xml(result)
+                    )
+                )
+            case _:
+                self._fill(slot, b"")
+
+    # -- registers, memory, breakpoints ---------------------------------------------------------------------
+
+    def _thread(self) -> ThreadId:
+        """Return the thread that reads are for."""
+        if self._general > ANY_THREAD:
+            return self._general
+        return self._stopped_thread or ThreadId(1)
+
+    def _read_registers(self, request: ReadRegisters) -> None:
+        self._target.read_registers(
+            self._thread(), partial(self._answer, request, self._slot(), binascii.hexlify)
+        )
+
+    def _write_registers(self, request: WriteRegisters) -> None:
+        self._target.write_registers(self._thread(), request.data, self._ok(request))
+
+    def _read_register(self, request: ReadRegister) -> None:
+        self._target.read_register(
+            self._thread(), request.number, partial(self._answer, request, self._slot(), binascii.hexlify)
+        )
+
+    def _write_register(self, request: WriteRegister) -> None:
+        self._target.write_register(self._thread(), request.number, request.value, self._ok(request))
+
+    def _read_memory(self, request: ReadMemory) -> None:
+        if request.length == 0:
+            # LLDB probes ``x0,0`` this way.
+            self._reply(b"OK" if request.binary else b"E%02x" % EINVAL)
+            return
+        self._target.read_memory(
+            self._thread(),
+            request.address,
+            min(request.length, LONGEST_READ),
+            partial(
+                self._answer, request, self._slot(), _encode_binary if request.binary else binascii.hexlify
+            ),
+        )
+
+    def _write_memory(self, request: WriteMemory) -> None:
+        if not request.data:
+            # gdb asks whether binary writes are known by writing nothing.
+            self._reply(b"OK")
+            return
+        self._target.write_memory(self._thread(), request.address, request.data, self._ok(request))
+
+    def _insert(self, request: Insert) -> None:
+        self._target.insert(request.breakpoint, self._ok(request))
+
+    def _remove(self, request: Remove) -> None:
+        self._target.remove(request.breakpoint, self._ok(request))
+
+    # -- stops ----------------------------------------------------------------------------------------------
+
+    def _why_stopped(self, request: WhyStopped) -> None:
+        slot = self._slot()
+
+        def told(stop: Stop | TargetError) -> None:
+            if isinstance(stop, TargetError):
+                self._fill(slot, self._error(request, stop))
+                if not self._held:
+                    self.finished = stop.errno == EIO
+                return
+            self._note(stop)
+            self._fill(slot, self._stop_reply(stop))
+
+        self._target.why_stopped(told)
+
+    def _resume(self, request: Resume) -> None:
+        actions = request.actions
+        if request.legacy:
+            thread = self._resuming if self._resuming > ANY_THREAD else self._stopped_thread
+            if actions[0].motion is Motion.STEP and thread is not None:
+                actions = (Action(Motion.STEP, thread), Action(Motion.CONTINUE))
+        self.waiting = True
+        self._object = None
+        self._general = ANY_THREAD
+        self._target.resume(actions, self._stop_arrived)
+
+    def _stop_arrived(self, stop: Stop | TargetError) -> None:
+        if self.finished or not self.waiting:
+            return
+        while self._words:
+            self._link.send(console_output(self._words.popleft()), self.now)
+        if isinstance(stop, TargetError):
+            # Words, then an ordinary stop: an error here makes LLDB drop the connection, and a SIGTRAP at the
+            # same address makes gdb's ``next`` try for ever.
+            self._link.send(console_output(str(stop)), self.now)
+            stop = Halted(2, self._stopped_thread)
+        elif stop.words:
+            self._link.send(console_output(stop.words), self.now)
+        self.waiting = False
+        self._note(stop)
+        self._send(self._stop_reply(stop))
+        if isinstance(stop, Ended):
+            self.finished = True
+        while self._held and not self.waiting and not self.finished:
+            self._packet(self._held.popleft())
+
+    def _note(self, stop: Stop) -> None:
+        self._thread_ids.clear()
+        if isinstance(stop, Halted) and stop.thread not in (None, ALL_THREADS):
+            self._stopped_thread = stop.thread
+
+    def _stop_reply(self, stop: Stop) -> bytes:
+        if isinstance(stop, Ended):
+            return b"X%02x" % (stop.signal & 0xFF) if stop.status is None else b"W%02x" % (stop.status & 0xFF)
+        reply = b"T%02x" % (stop.signal & 0xFF)
+        if stop.thread is not None:
+            reply += b"thread:%s;" % format_thread(stop.thread)
+        if stop.reason is not None and (
+            stop.reason[0] not in _ANNOUNCED or f"{stop.reason[0]}+" in self._features
+        ):
+            reply += f"{stop.reason[0]}:{stop.reason[1]};".encode("latin-1")
+        return reply
+
+
+_ANNOUNCED: Final = ("swbreak", "hwbreak")
+"""Reasons that may be sent only to a debugger that announced them."""
+
+
+def _encode_ok(result: None) -> bytes:
+    return b"OK"
+
+
+def _encode_binary(data: bytes) -> bytes:
+    return b"b" + escape(data)
