@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
 
 
 class RunState(Enum):
@@ -26,6 +28,8 @@ class RunState(Enum):
     IO_ERROR = "io-error"
     OFF = "off"
     """Shut down, the process still there (QEMU's ``shutdown``)."""
+    SUSPENDED = "suspended"
+    """The guest put itself to sleep (ACPI S3); a wake-up, not a resume, ends that."""
     BUSY = "busy"
     """Migrating, saving or restoring: neither running nor to be touched."""
     FAILED = "failed"
@@ -48,11 +52,25 @@ class MachineState:
 
 @dataclass(frozen=True, slots=True)
 class MachineEvent:
-    """Something that the machine monitor reported by itself.
+    """Something that the machine monitor reported by itself, or that became of the monitor.
 
-    ``name`` is one of ours, lower case with dots (``machine.stop``, ``machine.resume``, ``machine.reset``,
-    ``machine.shutdown``, ``machine.panic``, ``machine.crashloaded``, ``machine.watchdog``, ``machine.lost``,
-    ``machine.found``, or ``machine.event`` for all others); ``data`` is what the monitor told with it.
+    ``name`` is one of ours:
+
+    - ``machine.stop``, ``machine.resume``: the processors stopped or run; ``data["ours"]`` tells whether a
+      command of this ``Machine`` did it (``False``: another client, the stub, or the machine itself); a
+      stop's ``data["cause"]`` is ``panic``, ``io-error``, ``watchdog``, ``shutdown``, ``suspend``, or empty
+    - ``machine.reset``, ``machine.shutdown``, ``machine.powerdown`` (the button was pressed), with ``ours``
+      too
+    - ``machine.panic``, ``machine.crashloaded``, ``machine.watchdog``, ``machine.io-error``
+    - ``machine.suspend``, ``machine.wakeup``
+    - ``machine.state``: asked after a stop, the monitor named another state than the event let expect
+      (``data["run"]``, ``data["detail"]``); a debugger's stop is told apart from an operator's this way
+    - ``machine.lost`` (``data["why"]``), ``machine.found`` (``run``, ``detail``, ``version``): the monitor
+      itself
+    - ``machine.event``: all others
+
+    ``data`` is what the monitor told, with the monitor's own name of the event in ``event`` and its
+    wall-clock seconds since 1970 in ``time`` (left out where unknown).
     """
 
     name: str
@@ -73,6 +91,14 @@ class Machine(Protocol):
     @property
     def connected(self) -> bool:
         """Whether the monitor answers."""
+
+    @property
+    def problem(self) -> str:
+        """Why the monitor cannot be reached, in words for the operator; empty while it can."""
+
+    @property
+    def stopped_by_us(self) -> bool:
+        """Whether the machine rests because of a command of this object; else nobody here may resume it."""
 
     def subscribe(self, listener: Callable[[MachineEvent], None]) -> Callable[[], None]:
         """Call ``listener`` for each event, after ``state`` was updated; returns what ends it."""
@@ -102,16 +128,19 @@ class Machine(Protocol):
         """Start a machine that is off but present, or waits before its first instruction."""
 
     async def cycle(self) -> None:
-        """Take power away and give it back."""
+        """Reset as if power was taken away and given back; the machine runs afterwards."""
 
     async def nmi(self) -> None:
         """Inject a non-maskable interrupt."""
 
     async def send_break(self, console: str) -> None:
-        """Send BREAK on the serial line behind ``console`` (an endpoint as configured, such as ``unix:/x``)."""
+        """Send BREAK on the serial line behind ``console``, an endpoint as configured (``unix:/x``)."""
 
     async def start_stub(self, path: str) -> None:
-        """Start the gdbstub on a unix socket that the hypervisor creates at ``path``, replacing any other."""
+        """Start the gdbstub on a unix socket that the hypervisor creates at ``path``, replacing any other.
+
+        Starting does not pause the guest; the first connection does.
+        """
 
     async def stop_stub(self) -> None:
         """Close the gdbstub; nothing is resumed."""
