@@ -49,6 +49,16 @@ class Build:
     def initrd(self) -> Path:
         return (self.folder / "initramfs").resolve()
 
+    @property
+    def modules(self) -> Path:
+        """The folder of the .ko files that the guest loads."""
+        return self.folder / "modules"
+
+    @property
+    def debug_dir(self) -> Path:
+        """A folder for gdb's `debug-file-directory`: vmlinux and the modules' DWARF by build-id."""
+        return self.folder / "debug"
+
     def ready(self) -> bool:
         return self.kernel.exists() and self.initrd.exists()
 
@@ -83,7 +93,7 @@ def key(version: str, *recipe: str) -> str:
 
 def refresh_initramfs(build: Build) -> None:
     """Make the initramfs of a build whose folder is locked, if its parts changed since."""
-    files = modules.find(build.folder / "modules")
+    files = modules.find(build.modules)
     image = initramfs.build(build.description.name, [files[name] for name in build.description.modules])
     target = build.folder / initramfs.name_of(image)
     link = build.folder / "initramfs"

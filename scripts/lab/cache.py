@@ -59,7 +59,7 @@ def locked(name: str) -> Iterator[Path]:
 
 
 def ensure(base: Path, key: str, make: Callable[[Path], None]) -> Path:
-    """The build `key` in a locked folder, made by `make(empty folder)` unless it is there already; now current.
+    """The build `key` in a locked folder, made by `make(empty folder)` unless it is there; now current.
 
     `make` must write `guest.json`. If it raises, the cache is as before.
     """

@@ -1,4 +1,4 @@
-"""The `cloud` guest: the kernel that Debian ships for clouds, and its debug information, from Debian's archive."""
+"""The `cloud` guest: the kernel that Debian ships for clouds, with its debug information."""
 
 from __future__ import annotations
 
@@ -35,7 +35,9 @@ def build() -> builds.Build:
     with cache.locked(NAME) as base:
         image = debian.package(versioned(debian.package(_META)))
         recipe = json.dumps([_LAYOUT, MODULES, _APPEND])
-        entry = cache.ensure(base, builds.key(image.version, image.name, recipe), lambda new: _make(image, new))
+        entry = cache.ensure(
+            base, builds.key(image.version, image.name, recipe), lambda new: _make(image, new)
+        )
         made = builds.load(entry)
         builds.refresh_initramfs(made)
     return made
@@ -73,7 +75,7 @@ def _make(image: debian.Package, folder: Path) -> None:
 
 
 def _debug_files(deb: Path, work: Path, folder: Path, release: str, chosen: list[Path]) -> None:
-    """The kernel with its DWARF, and the DWARF of the chosen modules only: all of them take another gigabyte."""
+    """The kernel's DWARF, and that of the chosen modules only: all of them take another gigabyte."""
     debian.unpack(deb, work, "./usr/lib/debug/boot/*", *(f"*/{path.name}" for path in chosen))
     boot = work / "usr" / "lib" / "debug" / "boot"
     (boot / f"vmlinux-{release}").rename(folder / "vmlinux")

@@ -40,7 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _build(options: argparse.Namespace) -> int:
     for name in GUESTS if options.name == "all" else (options.name,):
         made = GUESTS[name]()
-        print(f"{name}: {made.description.release} ({made.description.version}) in {made.folder}", file=sys.stderr)
+        print(
+            f"{name}: {made.description.release} ({made.description.version}) in {made.folder}",
+            file=sys.stderr,
+        )
     return 0
 
 
@@ -58,9 +61,7 @@ def _run(options: argparse.Namespace) -> int:
         name=options.name,
         kernel=build.kernel,
         initrd=build.initrd,
-        append=command_line(
-            build.description.append, "nokaslr" if options.no_kaslr else "", *options.append
-        ),
+        append=command_line(build.description.append, "nokaslr" if options.no_kaslr else "", *options.append),
         places=Places(folder),
         memory=options.memory,
         processors=options.smp,
@@ -74,36 +75,43 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _list(options: argparse.Namespace) -> int:
-    rows = [_row(name) for name in GUESTS]
+    found = {name: builds.find(name) for name in GUESTS}
     if options.json:
-        print(json.dumps(rows, indent=2))
+        print(json.dumps([_row(name, build) for name, build in found.items()], indent=2))
         return 0
-    for row in rows:
-        if row["built"]:
-            print(f"{row['name']:6} {row['release']:28} {int(row['size_bytes']) / 1e6:6.0f} MB")
-            for part in ("kernel", "vmlinux", "initrd", "modules"):
-                print(f"       {part:8} {row[part]}")
-        else:
-            print(f"{row['name']:6} not built yet: scripts/guest build {row['name']}")
+    for name, build in found.items():
+        if build is None:
+            print(f"{name:6} not built yet: scripts/guest build {name}")
+            continue
+        print(
+            f"{name:6} {build.description.release} ({build.description.version}), {build.size() / 1e6:.0f} MB"
+        )
+        for label, path in _files(build).items():
+            print(f"       {label:10} {path}")
     return 0
 
 
-def _row(name: str) -> dict[str, str | int | bool | None]:
-    build = builds.find(name)
+def _row(name: str, build: builds.Build | None) -> dict[str, object]:
     if build is None:
-        keys = ("version", "release", "size_bytes", "dir", "kernel", "vmlinux", "initrd", "modules")
-        return {"name": name, "built": False, **dict.fromkeys(keys)}
+        return {"name": name, "built": False}
     return {
         "name": name,
         "built": True,
         "version": build.description.version,
         "release": build.description.release,
         "size_bytes": build.size(),
+        **_files(build),
+    }
+
+
+def _files(build: builds.Build) -> dict[str, str]:
+    return {
         "dir": str(build.folder),
         "kernel": str(build.kernel),
         "vmlinux": str(build.vmlinux),
         "initrd": str(build.initrd),
-        "modules": str(build.folder / "modules"),
+        "modules": str(build.modules),
+        "debug_dir": str(build.debug_dir),
     }
 
 
@@ -126,9 +134,9 @@ def _parser() -> argparse.ArgumentParser:
     build = commands.add_parser(
         "build",
         help="download or compile guests, once",
-        description="Makes guests in the cache (${XDG_CACHE_HOME:-~/.cache}/kbridge/guests); does nothing for one that "
-        "is there in its newest version. cloud: Debian's own kernel, a download of 310 MB. kgdb: compiled from "
-        "Debian's linux-source, at most 8 minutes on 2 processors.",
+        description="Makes guests in the cache (${XDG_CACHE_HOME:-~/.cache}/kbridge/guests); does nothing "
+        "for one that is there in its newest version. cloud: Debian's own kernel, a download of 310 MB. kgdb: compiled "
+        "from Debian's linux-source, at most 8 minutes on 2 processors.",
     )
     build.add_argument("name", nargs="?", default="all", choices=[*GUESTS, "all"], help="default: all")
 
@@ -139,9 +147,9 @@ def _parser() -> argparse.ArgumentParser:
         commands.add_parser(
             "run",
             help="start a guest under QEMU",
-            description="Starts a guest and, once its machine monitor answers, prints one line of JSON: its sockets and "
-            "files. Stays until the guest ends. Without --detach the guest ends with whoever started this command, at "
-            "SIGTERM or SIGINT, and when standard input, if it is a pipe, is closed.",
+            description="Starts a guest and, once its machine monitor answers, prints one line of JSON: "
+            "its sockets and files. Stays until the guest ends. Without --detach the guest ends with whoever "
+            "started this command, at SIGTERM or SIGINT, and when standard input, if it is a pipe, is closed.",
             epilog="Arguments after -- go to QEMU as they are.",
         )
     )
@@ -150,16 +158,26 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run_options(run: argparse.ArgumentParser) -> None:
     run.add_argument("name", choices=[*GUESTS])
-    run.add_argument("-m", "--memory", type=_count(96, 65536), default=256, metavar="MIB", help="default: 256")
-    run.add_argument("--smp", type=_count(1, 8), default=2, metavar="N", help="processors, 1 to 8; default: 2")
+    run.add_argument(
+        "-m", "--memory", type=_count(96, 65536), default=256, metavar="MIB", help="default: 256"
+    )
+    run.add_argument(
+        "--smp", type=_count(1, 8), default=2, metavar="N", help="processors, 1 to 8; default: 2"
+    )
     run.add_argument(
         "--append", action="append", default=[], metavar="ARGS",
         help="more of the kernel's command line, such as 'kbridge.tick=0.2' (prints a line at that pace)",
     )  # fmt: skip
-    run.add_argument("--no-kaslr", action="store_true", help="the kernel at its linked address; otherwise moved at boot")
-    run.add_argument("--stopped", action="store_true", help="wait for the monitor's `cont` before the first instruction")
+    run.add_argument(
+        "--no-kaslr", action="store_true", help="the kernel at its linked address; otherwise moved at boot"
+    )
+    run.add_argument(
+        "--stopped", action="store_true", help="wait for the monitor's `cont` before the first instruction"
+    )
     run.add_argument("--stub", action="store_true", help="a gdb stub from the start, on DIR/gdb.sock")
-    run.add_argument("--second-serial", action="store_true", help="a second serial port, ttyS1, on DIR/serial2.sock")
+    run.add_argument(
+        "--second-serial", action="store_true", help="a second serial port, ttyS1, on DIR/serial2.sock"
+    )
     run.add_argument(
         "--console-backend", choices=[backend.value for backend in ConsoleBackend], default="unix",
         help="what the first serial port is connected to; default: unix",

@@ -1,7 +1,8 @@
 """A writer of cpio archives in the "newc" format, which the kernel unpacks as its first root file system.
 
-Needs no root, because owners and device nodes are only numbers in the archive. The same entries always give the same
-bytes (numbered inodes, no times). Source: the kernel's Documentation/driver-api/early-userspace/buffer-format.rst.
+Needs no root, because owners and device nodes are only numbers in the archive. The same entries always give
+the same bytes (numbered inodes, no times). Source: the kernel's
+Documentation/driver-api/early-userspace/buffer-format.rst.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ _LIMIT = 0xFFFF_FFFF
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One member: `name` without a leading slash, `mode` with its file type bits, `device` as (major, minor)."""
+    """One member: `name` without a leading slash, `mode` with its type bits, `device` as (major, minor)."""
 
     name: str
     mode: int
@@ -65,8 +66,8 @@ def _member(name: str, inode: int, mode: int, links: int, data: bytes, device: t
 def archive(entries: Iterable[Entry]) -> bytes:
     """The archive of `entries`, in their order; parents must come before what is in them.
 
-    Raises ValueError if a name comes twice or a parent directory is missing: the kernel would drop such a member
-    without a word.
+    Raises ValueError if a name comes twice or a parent directory is missing: the kernel would drop such a
+    member without a word.
     """
     out = bytearray()
     seen: set[str] = set()

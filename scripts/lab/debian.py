@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import signal
 import subprocess
+import tempfile
 import time
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from pathlib import Path
 
 from lab.errors import LabError
 from lab.progress import Step
@@ -22,7 +24,7 @@ _POLL_SECONDS = 0.2
 
 @dataclass(frozen=True, slots=True)
 class Package:
-    """A package as apt would install it: name, version, size of the .deb in bytes, the first names it depends on."""
+    """A package as apt would install it; `size` of the .deb in bytes, `depends` without their versions."""
 
     name: str
     version: str
@@ -62,7 +64,7 @@ def _show(name: str) -> Package | None:
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     except FileNotFoundError as error:
-        raise LabError("there is no apt-cache here: the test guests are built from Debian's packages") from error
+        raise LabError("there is no apt-cache: the guests are made of Debian's packages") from error
     return parse_record(done.stdout)
 
 
@@ -81,7 +83,14 @@ def update() -> bool:
 def download(wanted: Package, into: Path) -> Path:
     """The package's .deb, in the existing folder `into`."""
     # apt's own user need not be able to write in a private cache; as root it would only warn.
-    command = ["apt-get", "-qq", "-o", "APT::Sandbox::User=root", "download", f"{wanted.name}={wanted.version}"]
+    command = [
+        "apt-get",
+        "-qq",
+        "-o",
+        "APT::Sandbox::User=root",
+        "download",
+        f"{wanted.name}={wanted.version}",
+    ]
     with Step(f"{wanted.name} {wanted.version}: download") as step, (into / "apt.log").open("w+") as log:
         process = subprocess.Popen(command, cwd=into, stdout=log, stderr=log)
         try:
@@ -90,9 +99,7 @@ def download(wanted: Package, into: Path) -> Path:
                 step.update(f"{have / _MEGABYTE:.0f} of {wanted.size / _MEGABYTE:.0f} MB")
                 time.sleep(_POLL_SECONDS)
         finally:
-            if process.poll() is None:
-                process.kill()
-                process.wait()
+            _end(process)
         log.seek(0)
         said = log.read()
         if process.returncode:
@@ -104,39 +111,42 @@ def download(wanted: Package, into: Path) -> Path:
     return files[0]
 
 
-def pipeline(label: str, *commands: list[str], cwd: Path, watch: Callable[[], str] = lambda: "") -> None:
+def pipeline(label: str, *commands: list[str], cwd: Path) -> None:
     """Run commands, the output of each being the input of the next, under one progress line.
 
-    Raises LabError with the last line of stderr of a command that failed.
+    Raises LabError with the last words of the first command that failed.
     """
-    with Step(label) as step, (cwd / "pipeline.log").open("w+") as log:
-        processes: list[subprocess.Popen[bytes]] = []
-        try:
-            source = None
-            for number, command in enumerate(commands, start=1):
-                output = subprocess.PIPE if number < len(commands) else subprocess.DEVNULL
-                process = subprocess.Popen(command, cwd=cwd, stdin=source, stdout=output, stderr=log)
-                if source is not None:
-                    source.close()
-                source = process.stdout
-                processes.append(process)
-            while any(process.poll() is None for process in processes):
-                step.update(watch())
-                time.sleep(_POLL_SECONDS)
-        finally:
-            for process in processes:
-                if process.poll() is None:
-                    process.kill()
-                    process.wait()
-        log.seek(0)
-        said = log.read()
-        if any(process.returncode for process in processes):
-            raise LabError(f"{label} failed: {last_line(said)}")
-    (cwd / "pipeline.log").unlink()
+    with Step(label) as step, contextlib.ExitStack() as stack:
+        running: list[tuple[subprocess.Popen[bytes], IO[str]]] = []
+        source = None
+        for number, command in enumerate(commands, start=1):
+            errors: IO[str] = stack.enter_context(tempfile.TemporaryFile("w+"))
+            output = subprocess.PIPE if number < len(commands) else subprocess.DEVNULL
+            process = subprocess.Popen(command, cwd=cwd, stdin=source, stdout=output, stderr=errors)
+            stack.callback(_end, process)
+            if source is not None:
+                # Only the next command may hold it, or the earlier one would never see that its reader is gone.
+                source.close()
+            source = process.stdout
+            running.append((process, errors))
+        while any(process.poll() is None for process, _ in running):
+            step.update("")
+            time.sleep(_POLL_SECONDS)
+        for process, errors in running:
+            # A command whose reader failed dies of that, which tells nothing.
+            if process.returncode and process.returncode != -signal.SIGPIPE:
+                errors.seek(0)
+                raise LabError(f"{label} failed: {last_line(errors.read())}")
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        process.kill()
+        process.wait()
 
 
 def unpack(deb: Path, into: Path, *patterns: str) -> None:
-    """Those files of a package that match one of tar's wildcard `patterns`, under the existing folder `into`."""
+    """Those files of a package that match one of tar's wildcard `patterns`, into an existing folder."""
     pipeline(
         f"{deb.name.partition('_')[0]}: unpack",
         ["dpkg-deb", "--fsys-tarfile", str(deb)],

@@ -1,11 +1,14 @@
-"""Files with debug information, laid out as gdb's `debug-file-directory` and debuginfod want them: by build-id."""
+"""Files with debug information, laid out by build-id, as gdb's `debug-file-directory` wants them."""
 
 from __future__ import annotations
 
 import mmap
 import os
 import struct
-from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 from lab import modules
 from lab.errors import LabError

@@ -4,4 +4,4 @@ from __future__ import annotations
 
 
 class LabError(Exception):
-    """A guest cannot be built or started; the message says why and what to do. Nothing half-made is left behind."""
+    """A guest cannot be built or started; the message says why and what to do. Nothing half-made stays."""

@@ -23,7 +23,7 @@ def build(hostname: str, modules: Sequence[Path]) -> bytes:
     if not BUSYBOX.exists():
         raise LabError(f"{BUSYBOX} is missing; run scripts/setup, or: sudo apt-get install busybox-static")
     busybox = BUSYBOX.read_bytes()
-    # A dynamic program names its loader near its start (PT_INTERP); a static one may name it only in its texts.
+    # A dynamic program names its loader near its start (PT_INTERP); a static one may have it in its texts.
     if b"/ld-linux" in busybox[:4096]:
         raise LabError(f"{BUSYBOX} is dynamically linked; run: sudo apt-get install busybox-static")
     order = "".join(f"{path.name}\n" for path in modules)

@@ -16,8 +16,8 @@ _UNSET = re.compile(r"# (CONFIG_[A-Za-z0-9_]+) is not set")
 def parse(text: str) -> dict[str, str]:
     """Option names to values as written; an option that is "not set" has the value "n".
 
-    Raises LabError on a line that is neither an option, a comment nor empty, or if an option is named twice with
-    different values.
+    Raises LabError on a line that is neither an option, a comment nor empty, or if an option is named twice
+    with different values.
     """
     options: dict[str, str] = {}
     for number, line in enumerate(text.splitlines(), start=1):
@@ -31,7 +31,7 @@ def parse(text: str) -> dict[str, str]:
         else:
             raise LabError(f"line {number} of the kernel configuration is no option and no comment: {line!r}")
         if options.setdefault(name, value) != value:
-            raise LabError(f"the kernel configuration has {name} twice, with different values (line {number})")
+            raise LabError(f"line {number} of the kernel configuration changes {name} again")
     return options
 
 

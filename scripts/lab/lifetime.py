@@ -31,7 +31,7 @@ def die_with_parent(number: signal.Signals, parent: int) -> None:
         os.kill(os.getpid(), number)
 
 
-def child_setup(detach: bool) -> Callable[[], None]:
+def child_setup(*, detach: bool) -> Callable[[], None]:
     """What a new QEMU does before its program is loaded."""
     starter = os.getpid()
 
@@ -44,9 +44,9 @@ def child_setup(detach: bool) -> Callable[[], None]:
 
 
 def lifeline() -> int | None:
-    """Standard input, if its end means that our starter is gone: an open pipe or socket, neither terminal nor file.
+    """Standard input, if its end means that our starter is gone: an open pipe or socket.
 
-    A pipe that was closed before we began tells nothing.
+    A terminal, a file and /dev/null tell nothing, nor does a pipe that was closed before we began.
     """
     try:
         descriptor = sys.stdin.fileno() if sys.stdin else -1

@@ -1,4 +1,4 @@
-"""One virtual machine: its QEMU command line and the folder that holds its sockets. Nothing here runs anything."""
+"""One virtual machine: its QEMU command line and the folder that holds its sockets; runs nothing."""
 
 from __future__ import annotations
 
@@ -34,11 +34,13 @@ class Places:
         longest = max(len(bytes(path)) for path in self.sockets())
         if longest > _SOCKET_PATH_LIMIT:
             raise LabError(
-                f"{self.folder} is too long for a socket in it ({longest} bytes, at most {_SOCKET_PATH_LIMIT}); "
+                f"{self.folder} is too long for a socket in it: {longest} bytes instead of {_SOCKET_PATH_LIMIT}; "
                 "give a shorter --dir"
             )
         if any(character in str(self.folder) for character in ",\n"):
-            raise LabError(f"{self.folder}: QEMU's options cannot hold a path with a comma; give another --dir")
+            raise LabError(
+                f"{self.folder}: QEMU's options cannot hold a path with a comma; give another --dir"
+            )
 
     @property
     def qmp(self) -> Path:

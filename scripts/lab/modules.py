@@ -18,7 +18,7 @@ _SECTION = struct.Struct("<IIQQQQIIQQ")
 
 
 def section(image: bytes | mmap.mmap, wanted: str) -> bytes:
-    """The bytes of the section called `wanted` in a little-endian 64-bit ELF file; LabError if there is none."""
+    """The section called `wanted` of a little-endian 64-bit ELF file; LabError if there is none."""
     try:
         header = _HEADER.unpack_from(image)
         if header[0][:6] != b"\x7fELF\x02\x01":
@@ -26,7 +26,7 @@ def section(image: bytes | mmap.mmap, wanted: str) -> bytes:
         start, entry_size, count, names_index = header[6], header[11], header[12], header[13]
         rows = [_SECTION.unpack_from(image, start + index * entry_size) for index in range(count)]
         names = rows[names_index]
-    except (struct.error, IndexError) as error:
+    except (struct.error, IndexError, OverflowError) as error:
         raise LabError("not a whole ELF file") from error
     for row in rows:
         at = names[4] + row[0]
@@ -40,7 +40,7 @@ def dependencies(image: bytes) -> tuple[str, ...]:
     for item in section(image, ".modinfo").split(b"\0"):
         key, _, value = item.partition(b"=")
         if key == b"depends":
-            return tuple(canonical(name) for name in value.decode().split(",") if name)
+            return tuple(canonical(name) for name in value.decode("latin-1").split(",") if name)
     return ()
 
 

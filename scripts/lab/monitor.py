@@ -1,4 +1,4 @@
-"""The few words of QMP that starting a guest needs: is the monitor there, and where did the console end up?"""
+"""The few words of QMP that starting a guest needs: whether it is there, and where its console is."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _TIMEOUT_SECONDS = 10.0
 def console_filename(qmp: Path) -> str:
     """What QEMU calls the console's far end, such as `pty:/dev/pts/4`.
 
-    Frees the monitor again before it returns. Raises OSError while nobody listens, LabError on an answer that makes no
-    sense.
+    Frees the monitor again before it returns. Raises OSError while nobody listens, LabError on an answer that
+    makes no sense.
     """
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(_TIMEOUT_SECONDS)

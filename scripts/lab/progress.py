@@ -1,4 +1,4 @@
-"""Telling a person how far a long step is: one line rewritten on a terminal, a line every half minute elsewhere."""
+"""How far a long step is: one line rewritten on a terminal, a line every half minute elsewhere."""
 
 from __future__ import annotations
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _START_SECONDS = 30.0
 _POLL_SECONDS = 0.02
 _LOCK_SECONDS = 5.0
+_LONGEST_BASE = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +54,8 @@ class Started:
                 "kernel": str(build.kernel),
                 "vmlinux": str(build.vmlinux),
                 "initrd": str(build.initrd),
-                "modules": str(build.folder / "modules"),
-                "debug_dir": str(build.folder / "debug"),
+                "modules": str(build.modules),
+                "debug_dir": str(build.debug_dir),
                 "append": self.machine.append,
                 "log": str(places.log),
             }
@@ -64,7 +65,9 @@ class Started:
 def make_folder() -> Path:
     """A new folder that only we may enter, with a short path."""
     base = os.environ.get("XDG_RUNTIME_DIR", "")
-    usable = base.startswith("/") and os.access(base, os.W_OK | os.X_OK)
+    # A socket's path has little room, and QEMU's options none for a comma.
+    fits = base.startswith("/") and len(base) < _LONGEST_BASE and "," not in base
+    usable = fits and os.access(base, os.W_OK | os.X_OK)
     return Path(tempfile.mkdtemp(prefix="kbg-", dir=base if usable else "/tmp"))
 
 
@@ -88,7 +91,7 @@ def _take(places: Places) -> int:
 
 
 def start(machine: Machine, *, detach: bool) -> Started:
-    """QEMU, running, its monitor free; LabError with its own words if it did not come up. Replaces stale sockets."""
+    """QEMU, running, its monitor free; LabError with its words if it fails. Replaces stale sockets."""
     places = machine.places
     lock = _take(places)
     try:
@@ -103,11 +106,11 @@ def start(machine: Machine, *, detach: bool) -> Started:
                     stderr=log,
                     pass_fds=(lock,),
                     start_new_session=True,
-                    preexec_fn=lifetime.child_setup(detach),
+                    preexec_fn=lifetime.child_setup(detach=detach),  # noqa: PLW1509 - this process has one thread
                 )
             except FileNotFoundError as error:
                 raise LabError(
-                    "qemu-system-x86_64 is missing; run scripts/setup, or: sudo apt-get install qemu-system-x86"
+                    "QEMU is missing; run scripts/setup, or: sudo apt-get install qemu-system-x86"
                 ) from error
     finally:
         os.close(lock)
@@ -145,7 +148,7 @@ def block_signals() -> None:
 
 
 def run(machine: Machine, build: Build, *, detach: bool, temporary: bool) -> int:
-    """Start a machine, print its report, and stay until it ends; an exit status. `temporary`: its folder goes then."""
+    """Start a machine, print its report, stay until it ends. `temporary`: its folder goes then."""
     parent = os.getppid()
     block_signals()
     if not detach:
