@@ -20,6 +20,7 @@ from gdbstubs.errors import LinkFailed, RemoteProtocolError
 from gdbstubs.packets import Right
 from gdbstubs.server import Server
 from gdbstubs.sharing import MachineStatus, Seat, Sharing
+from gdbstubs.target import Breakpoint
 
 MOST_SESSIONS: Final = 64
 
@@ -93,6 +94,23 @@ class Exchange:
             session.seat.close()
             self._flush(now)
 
+    def end_session(self, number: SessionId, words: str, now: float) -> None:
+        """End a session from our side, in words that its user sees; its connection is then closed."""
+        session = self._sessions.get(number)
+        if session is not None:
+            session.server.now = now
+            session.server.end(words)
+            self._flush(now)
+
+    def session_states(self) -> tuple[tuple[str, bool], ...]:
+        """Return each session's name and whether it works on the guest now."""
+        return tuple((session.name, session.seat.is_attached) for session in self._sessions.values())
+
+    def recover(self, breakpoints: tuple[Breakpoint, ...], now: float) -> bool:
+        """Clean up what a predecessor left in the stub; False when somebody is attached already."""
+        self.client.now = now
+        return self.sharing.recover(breakpoints)
+
     def _break_off(self, session: _Session, why: str) -> None:
         self.effects.append(Report("debugger.protocol_error", {"session": session.name, "why": why}))
         session.server.finished = True
@@ -144,6 +162,11 @@ class Exchange:
         """Take the answer to ``QueryMachine``."""
         self.client.now = now
         self.sharing.machine_status(status)
+        self._flush(now)
+
+    def say_to_all(self, words: str, now: float) -> None:
+        """Tell every debugger's user something and send it."""
+        self.announce(words)
         self._flush(now)
 
     def announce(self, words: str) -> None:

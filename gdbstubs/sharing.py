@@ -84,6 +84,7 @@ class Sharing:
         self._deadline: float | None = None
         self._expired: Callable[[], None] | None = None
         self._abandoned = False
+        self._orphans: tuple[Breakpoint, ...] = ()
         self._held_stop: Halted | None = None
         self._generation = 0
         self._asked_generation = -1
@@ -121,6 +122,19 @@ class Sharing:
         self._write_journal()
         self.client.connected(self._greeted)
 
+    def recover(self, breakpoints: tuple[Breakpoint, ...]) -> bool:
+        """Clean up what a predecessor left in the stub; False when somebody is attached already.
+
+        Sessions that come meanwhile wait.  Whether the guest is to run afterwards is what ``stub_connected`` is
+        told.
+        """
+        if self.phase is not Phase.ABSENT:
+            return False
+        self._connect()
+        self._abandoned = True
+        self._orphans = breakpoints
+        return True
+
     def _greeted(self, stop: Stop | TargetError) -> None:
         if isinstance(stop, TargetError):
             self._refuse_holder(stop)
@@ -128,6 +142,8 @@ class Sharing:
                 self._close_stub(run=self._run_after)
             return
         if self._abandoned:
+            # The greeting's question has removed them from QEMU and kgdb; other stubs are asked one by one.
+            self.client.inserted.update(self._orphans)
             self._leave()
             return
         self.phase = Phase.ATTACHED
@@ -241,6 +257,7 @@ class Sharing:
     def _connect(self) -> None:
         self.phase = Phase.CONNECTING
         self._abandoned = False
+        self._orphans = ()
         self._emit(ConnectStub())
 
     def left(self, seat: Seat) -> None:

@@ -1,0 +1,433 @@
+"""The relay of one guest: the shell round ``gdbstubs``.
+
+                 GUEST/gdb                                          QEMU's gdbstub
+    debugger ── Listener, Stream ──▶ Exchange (pure) ──▶ effects ──▶ Stream
+                                        ▲   │
+                  machine monitor ──────┘   └──▶ journal, time line
+
+in:      connections and bytes of debuggers, bytes of the stub, events of the machine monitor, time
+out:     what ``Exchange`` asks for in ``effects``, executed in order
+invariant: the guest is not stopped before a debugger needs it to be; what stands in the stub is in the journal first
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import socket
+import struct
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, assert_never
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall
+from twisted.logger import Logger
+
+from gdbstubs.dialects import PLAIN, QEMU
+from gdbstubs.effects import (
+    CloseSession,
+    CloseStub,
+    ConnectStub,
+    Effect,
+    Journal,
+    QueryMachine,
+    Report,
+    SessionId,
+    ToSession,
+    ToStub,
+)
+from gdbstubs.exchange import Exchange
+from gdbstubs.sharing import MachineStatus, Phase
+from kbridge import journal
+from kbridge.errors import GuestError, KbridgeError, RecordError
+from kbridge.hypervisors.interface import Machine, MachineEvent, RunState
+from kbridge.transports.endpoints import Endpoint, Unix
+from kbridge.transports.streams import Listener, Stream, connect
+
+LEAVE_SECONDS: Final = 20.0
+"""How long a relay that stops waits until its guest was let go."""
+
+Sink = Callable[[str, Mapping[str, Any]], None]
+"""Takes an event for the time line: its kind and its fields."""
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """One debugger, as `kbridge ls` shows it."""
+
+    name: str
+    role: str
+    attached: bool
+
+
+class Relay:
+    """One guest's debug stub and those who use it; the module's text says how.
+
+    ``stub`` is the stub's endpoint; with ``start_stub`` it is a path at which the machine monitor is asked to
+    start the stub when it is first needed.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        reactor: Any,
+        guest: str,
+        stub: Endpoint,
+        machine: Machine | None,
+        sink: Sink,
+        monitor: Callable[[str, str], str],
+        *,
+        journal_path: Path,
+        start_stub: bool,
+        resume_on_leave: bool,
+    ) -> None:
+        self._reactor = reactor
+        self._guest = guest
+        self._endpoint = stub
+        self._machine = machine
+        self._sink = sink
+        self._journal_path = journal_path
+        self._start_stub = start_stub
+        self._stub_started = False
+        self._exchange = Exchange(
+            guest,
+            PLAIN if machine is None else QEMU,
+            monitor=monitor,
+            resume_on_leave=resume_on_leave,
+        )
+        self._stub: Stream | None = None
+        self._streams: dict[SessionId, Stream] = {}
+        self._listener: Listener | None = None
+        self._executing = False
+        self._timer: IDelayedCall | None = None
+        self._last_session = 0
+        self._recovery: Journal | None = None
+        self._recovering = False
+        self._stopping: Deferred[None] | None = None
+        self._unsubscribe: Callable[[], None] = _nothing
+
+    # -- the service ----------------------------------------------------------------------------------------
+
+    def start(self, path: Path, *, mode: int = 0o600) -> None:
+        """Serve debuggers on a unix socket; clean up first what a predecessor left in the stub.
+
+        Raises ``KbridgeError`` when the socket cannot be made.
+        """
+        self._listener = Listener(self._reactor, path, self._accepted, mode=mode)
+        if self._machine is not None:
+            self._unsubscribe = self._machine.subscribe(self._machine_event)
+        try:
+            self._recovery = journal.read(self._journal_path)
+        except RecordError as error:
+            # Better a guest cleaned without need than a breakpoint left in it.
+            self._log.error("{guest}: {error}", guest=self._guest, error=str(error))
+            self._recovery = Journal(attached=True, run=True)
+        self._recover()
+
+    async def stop(self) -> None:
+        """Close all sessions and let the guest go; returns when it was, or after ``LEAVE_SECONDS``."""
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
+        now = self._now()
+        for number, stream in list(self._streams.items()):
+            self._exchange.end_session(number, "the relay stops", now)
+            self._execute()
+            stream.close()
+        if self._exchange.sharing.phase is not Phase.ABSENT:
+            self._stopping = Deferred()
+            self._stopping.addTimeout(LEAVE_SECONDS, self._reactor)
+            try:
+                await self._stopping
+            except TimeoutError as error:
+                self._log.error(
+                    "{guest}: was not let go within {seconds} s: {error}",
+                    guest=self._guest,
+                    seconds=LEAVE_SECONDS,
+                    error=error,
+                )
+        self._unsubscribe()
+        if self._timer is not None and self._timer.active():
+            self._timer.cancel()
+        if self._stub is not None:
+            self._stub.abort("the relay stops")
+
+    @property
+    def sessions(self) -> tuple[Session, ...]:
+        """The debuggers that are connected."""
+        return tuple(
+            Session(name, "controller", attached) for name, attached in self._exchange.session_states()
+        )
+
+    @property
+    def stop_number(self) -> int:
+        """How many stops there were."""
+        return self._exchange.sharing.stop_number
+
+    @property
+    def breakpoints(self) -> tuple[tuple[str, int, int], ...]:
+        """Kind, address and size of what stands in the stub."""
+        return tuple(
+            (one.kind.name.lower(), one.address, one.size)
+            for one in sorted(
+                self._exchange.client.inserted, key=lambda one: (one.address, one.kind.value, one.size)
+            )
+        )
+
+    @property
+    def attached(self) -> bool:
+        """Whether a debugger holds the guest."""
+        return self._exchange.sharing.phase is Phase.ATTACHED
+
+    # -- debuggers ------------------------------------------------------------------------------------------
+
+    def _accepted(self, connection: socket.socket) -> None:
+        self._last_session += 1
+        number = SessionId(self._last_session)
+        name = self._name_for(connection)
+        if not self._exchange.session_opened(number, name, self._now()):
+            connection.close()
+            self._sink("debugger.refused", {"session": name, "why": "too many debuggers"})
+            return
+        self._streams[number] = Stream(
+            self._reactor,
+            connection,
+            lambda data: self._session_data(number, data),
+            lambda reason: self._session_lost(number),
+        )
+
+    def _name_for(self, connection: socket.socket) -> str:
+        """Return the name of the user at the other end, with a number where there are several."""
+        credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        _, uid, _ = struct.unpack("3i", credentials)
+        try:
+            user = pwd.getpwuid(uid).pw_name
+        except KeyError:
+            user = f"uid{uid}"
+        taken = set(self._exchange.sessions.values())
+        if user not in taken:
+            return user
+        return next(name for count in range(2, len(taken) + 3) if (name := f"{user}-{count}") not in taken)
+
+    def _session_data(self, number: SessionId, data: bytes) -> None:
+        self._exchange.session_data(number, data, self._now())
+        self._execute()
+
+    def _session_lost(self, number: SessionId) -> None:
+        del self._streams[number]
+        self._exchange.session_closed(number, self._now())
+        self._execute()
+
+    # -- the machine ----------------------------------------------------------------------------------------
+
+    def _machine_event(self, event: MachineEvent) -> None:
+        match event.name:
+            case "machine.stop":
+                self._exchange.machine_runs(self._now(), runs=False)
+            case "machine.resume":
+                self._exchange.machine_runs(self._now(), runs=True)
+            case "machine.reset":
+                self._exchange.say_to_all(f"{self._guest} was reset", self._now())
+            case "machine.shutdown":
+                self._exchange.say_to_all(f"{self._guest} was shut down", self._now())
+            case "machine.panic":
+                self._exchange.say_to_all(f"{self._guest} has panicked", self._now())
+            case "machine.lost":
+                self._stub_started = False
+            case "machine.found":
+                self._stub_started = False
+                self._recover()
+            case _:
+                return
+        self._execute()
+
+    def _recover(self) -> None:
+        """Undo what a predecessor left behind, as soon as the stub can be reached."""
+        if self._recovery is None or (self._machine is not None and not self._machine.connected):
+            return
+        if self._exchange.recover(self._recovery.breakpoints, self._now()):
+            self._recovering = True
+            self._sink("relay.recover", {"breakpoints": len(self._recovery.breakpoints)})
+            self._execute()
+
+    # -- effects --------------------------------------------------------------------------------------------
+
+    def _now(self) -> float:
+        return float(self._reactor.seconds())
+
+    def _execute(self) -> None:
+        """Carry out what the exchange asks for; effects of effects are carried out by the outermost call."""
+        if self._executing:
+            return
+        effects = self._exchange.effects
+        self._executing = True
+        try:
+            while effects:
+                batch = effects.copy()
+                effects.clear()
+                for effect in batch:
+                    self._carry_out(effect)
+        finally:
+            self._executing = False
+        self._arm()
+
+    def _carry_out(self, effect: Effect) -> None:
+        if type(effect) is ToStub:
+            if self._stub is not None:
+                self._stub.send(effect.data)
+        elif type(effect) is ToSession:
+            stream = self._streams.get(effect.session)
+            if stream is not None:
+                stream.send(effect.data)
+        else:
+            self._carry_out_rarely(effect)
+
+    def _carry_out_rarely(self, effect: Effect) -> None:
+        match effect:
+            case ToStub() | ToSession():
+                raise AssertionError("sent already")
+            case CloseSession(session):
+                stream = self._streams.get(session)
+                if stream is not None:
+                    stream.close()
+            case ConnectStub():
+                self._launch(self._connect_stub())
+            case CloseStub(run):
+                self._launch(self._close_stub(run=run))
+            case QueryMachine():
+                self._launch(self._query_machine())
+            case Journal():
+                self._write_journal(effect)
+            case Report(kind, fields):
+                self._sink(kind, fields)
+            case _:
+                assert_never(effect)
+
+    def _launch(self, work: Coroutine[Any, Any, None]) -> None:
+        deferred: Deferred[None] = Deferred.fromCoroutine(work)
+        deferred.addErrback(lambda failure: self._log.failure("{guest}: a bug", failure, guest=self._guest))
+
+    def _write_journal(self, entry: Journal) -> None:
+        try:
+            journal.write(self._journal_path, entry)
+        except RecordError as error:
+            # The session goes on: a full disk must not take the debugger away.
+            self._log.error("{guest}: {error}", guest=self._guest, error=str(error))
+
+    async def _connect_stub(self) -> None:
+        try:
+            running = await self._running_before()
+            connection = await self._reach_stub()
+        except KbridgeError as error:
+            self._recovering = False
+            self._exchange.stub_failed(str(error), self._now())
+            self._execute()
+            return
+        self._recovering = False
+        self._recovery = None
+        self._stub = Stream(self._reactor, connection, self._stub_data, self._stub_lost)
+        self._exchange.stub_connected(self._now(), running=running)
+        self._execute()
+
+    async def _running_before(self) -> bool | None:
+        """Tell whether the guest runs, or would if a predecessor had not been killed; None if nobody knows."""
+        if self._machine is None:
+            return None
+        if not self._machine.connected:
+            raise GuestError(
+                f"{self._guest} cannot be reached",
+                why="its machine monitor does not answer",
+                todo="is the guest running? `kbridge ls` shows its state",
+            )
+        state = await self._machine.query()
+        if self._recovering and self._recovery is not None and self._recovery.run:
+            left_standing = state.run in (RunState.PAUSED, RunState.DEBUG) and state.detail != "prelaunch"
+            return state.run.executes or left_standing
+        return state.run.executes
+
+    async def _reach_stub(self) -> socket.socket:
+        if not self._start_stub or self._machine is None:
+            return await connect(self._reactor, self._endpoint)
+        assert isinstance(self._endpoint, Unix)
+        if self._stub_started:
+            try:
+                return await connect(self._reactor, self._endpoint)
+            except KbridgeError:
+                # Somebody else told QEMU to close it: start it again.
+                self._stub_started = False
+        await self._machine.start_stub(self._endpoint.path)
+        self._stub_started = True
+        return await connect(self._reactor, self._endpoint)
+
+    def _stub_data(self, data: bytes) -> None:
+        self._exchange.stub_data(data, self._now())
+        self._execute()
+
+    def _stub_lost(self, reason: str) -> None:
+        self._stub = None
+        self._exchange.stub_closed(f"its debug stub is gone ({reason})", self._now())
+        self._execute()
+
+    async def _close_stub(self, *, run: bool) -> None:
+        stub, self._stub = self._stub, None
+        if stub is not None:
+            stub.abort("let go")
+        if run and self._machine is not None and self._machine.connected:
+            try:
+                state = await self._machine.query()
+                if state.run in (RunState.PAUSED, RunState.DEBUG):
+                    await self._machine.resume()
+            except KbridgeError as error:
+                self._log.error("{guest}: cannot be resumed: {error}", guest=self._guest, error=str(error))
+                self._sink("relay.error", {"why": f"the guest could not be resumed: {error}"})
+        self._exchange.stub_left(self._now())
+        self._execute()
+        if self._stopping is not None and self._exchange.sharing.phase is Phase.ABSENT:
+            stopping, self._stopping = self._stopping, None
+            stopping.callback(None)
+
+    async def _query_machine(self) -> None:
+        status = MachineStatus(None)
+        if self._machine is not None and self._machine.connected:
+            try:
+                state = await self._machine.query()
+                status = MachineStatus(state.run.executes, state.detail)
+            except KbridgeError as error:
+                self._log.warn("{guest}: {error}", guest=self._guest, error=str(error))
+        self._exchange.machine_status(status, self._now())
+        self._execute()
+
+    # -- time -----------------------------------------------------------------------------------------------
+
+    def _arm(self) -> None:
+        """Have the exchange called when its deadline passes.
+
+        A deadline moves with each request; a timer that rings too early and is set again costs less than one
+        moved each time.
+        """
+        deadline = self._exchange.deadline
+        if deadline is None:
+            return
+        timer = self._timer
+        if timer is not None and timer.active():
+            if timer.getTime() <= deadline:
+                return
+            timer.cancel()
+        self._timer = self._reactor.callLater(max(0.0, deadline - self._now()), self._ring)
+
+    def _ring(self) -> None:
+        self._timer = None
+        self._exchange.expire(self._now())
+        self._execute()
+
+
+def _nothing() -> None:
+    """Stand in for an unsubscription that is not needed."""
+
+
+def stub_path(runtime: Path) -> Path:
+    """Return where QEMU is asked to create its debug socket, beside the guest's own."""
+    return Path(os.path.join(runtime, "stub"))  # noqa: PTH118 (kept short: a socket's path has 107 bytes)
