@@ -17,11 +17,12 @@ import pwd
 import socket
 import struct
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, assert_never
 
 from twisted.internet.defer import Deferred
+from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
@@ -44,7 +45,7 @@ from kbridge import journal
 from kbridge.errors import GuestError, KbridgeError, RecordError
 from kbridge.hypervisors.interface import Machine, MachineEvent, RunState
 from kbridge.transports.endpoints import Endpoint, Unix
-from kbridge.transports.streams import Listener, Stream, connect
+from kbridge.transports.streams import Listener, SocketAccess, Stream, connect
 
 LEAVE_SECONDS: Final = 20.0
 """How long a relay that stops waits until its guest was let go."""
@@ -82,6 +83,7 @@ class Relay:
         *,
         journal_path: Path,
         start_stub: bool,
+        stub_timeout_seconds: float,
         resume_on_leave: bool,
     ) -> None:
         self._reactor = reactor
@@ -94,7 +96,7 @@ class Relay:
         self._stub_started = False
         self._exchange = Exchange(
             guest,
-            PLAIN if machine is None else QEMU,
+            replace(PLAIN if machine is None else QEMU, request_timeout=stub_timeout_seconds),
             monitor=monitor,
             resume_on_leave=resume_on_leave,
         )
@@ -111,12 +113,12 @@ class Relay:
 
     # -- the service ----------------------------------------------------------------------------------------
 
-    def start(self, path: Path, *, mode: int = 0o600) -> None:
+    def start(self, path: Path, access: SocketAccess) -> None:
         """Serve debuggers on a unix socket; clean up first what a predecessor left in the stub.
 
         Raises ``KbridgeError`` when the socket cannot be made.
         """
-        self._listener = Listener(self._reactor, path, self._accepted, mode=mode)
+        self._listener = Listener(self._reactor, path, self._accepted, access)
         if self._machine is not None:
             self._unsubscribe = self._machine.subscribe(self._machine_event)
         try:
@@ -142,7 +144,7 @@ class Relay:
             self._stopping.addTimeout(LEAVE_SECONDS, self._reactor)
             try:
                 await self._stopping
-            except TimeoutError as error:
+            except DeferredTimeout as error:
                 self._log.error(
                     "{guest}: was not let go within {seconds} s: {error}",
                     guest=self._guest,

@@ -12,6 +12,7 @@ import os
 import socket
 import stat
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -155,6 +156,17 @@ def _nobody(reason: str) -> None:
     """Stand in for a listener that has been told already."""
 
 
+@dataclass(frozen=True, slots=True)
+class SocketAccess:
+    """Who may connect to a socket: its file's mode, and the group it is given to (None: the process's own)."""
+
+    mode: int = 0o600
+    group: int | None = None
+
+
+PRIVATE: Final = SocketAccess()
+
+
 @implementer(IReadDescriptor)
 class Listener:
     """A listening unix socket that hands over connected sockets.
@@ -164,7 +176,11 @@ class Listener:
     """
 
     def __init__(
-        self, reactor: Any, path: Path, accepted: Callable[[socket.socket], None], *, mode: int = 0o600
+        self,
+        reactor: Any,
+        path: Path,
+        accepted: Callable[[socket.socket], None],
+        access: SocketAccess = PRIVATE,
     ) -> None:
         self._reactor = reactor
         self.path = path
@@ -173,9 +189,11 @@ class Listener:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.setblocking(False)
         # The mode must be right from the first moment, not after a chmod.
-        old = os.umask(0o777 & ~mode)
+        old = os.umask(0o777 & ~access.mode)
         try:
             self._socket.bind(str(path))
+            if access.group is not None:
+                os.chown(path, -1, access.group)
         except OSError as error:
             self._socket.close()
             raise KbridgeError(

@@ -1,0 +1,238 @@
+"""One guest: a virtual machine and all that belongs to it.
+
+    line ──▶ Recorder (ring, index, time line) ◀── events of machine, relay and operators
+    Machine (monitor) ──▶ events        Relay (debug stub) ──▶ events
+
+Every part but the recorder is optional: what is absent is a capability that the guest does not have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from twisted.logger import Logger
+
+from kbridge.config import GuestConfig, OnLeave, StubKind
+from kbridge.console.pen import Pen
+from kbridge.console.recorder import Recorder
+from kbridge.errors import GuestError, LineError
+from kbridge.hypervisors.interface import Machine, MachineEvent
+from kbridge.hypervisors.qemu import QemuMachine
+from kbridge.relay import Relay, stub_path
+from kbridge.transports.endpoints import Endpoint, Unix
+from kbridge.transports.lines import ConsoleLine
+from kbridge.transports.opening import open_line
+from kbridge.transports.poller import LinePoller
+from kbridge.transports.streams import SocketAccess
+
+POWER_ACTIONS: Final = ("on", "off", "cycle", "reset", "pause", "resume", "nmi")
+
+
+class Guest:
+    """One guest, from its configuration; nothing is opened before ``start``.
+
+    ``runtime`` is the folder of its sockets, ``state`` that of its record, ``access`` who may connect.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        reactor: Any,
+        name: str,
+        config: GuestConfig,
+        poller: LinePoller,
+        *,
+        runtime: Path,
+        state: Path,
+        access: SocketAccess,
+    ) -> None:
+        self.name = name
+        self.config = config
+        self.runtime = runtime
+        self.access = access
+        self._reactor = reactor
+        self._poller = poller
+        self.recorder = Recorder(state, config.ring_bytes, timeline_bytes=config.timeline_bytes)
+        self.pen = Pen()
+        self.machine: Machine | None = None
+        self.line: ConsoleLine | None = None
+        self.relay: Relay | None = None
+        self._unsubscribe: Callable[[], None] | None = None
+        if config.qmp is not None:
+            self.machine = QemuMachine(reactor, config.qmp)
+            self._unsubscribe = self.machine.subscribe(self._machine_event)
+        self.relay = self._make_relay(state)
+
+    def _make_relay(self, state: Path) -> Relay | None:
+        stub: Endpoint
+        match self.config.stub:
+            case StubKind.AUTO if self.machine is not None:
+                stub = Unix(str(stub_path(self.runtime)))
+            case StubKind.AUTO | StubKind.NONE | StubKind.KGDB:
+                return None
+            case endpoint:
+                stub = endpoint
+        return Relay(
+            self._reactor,
+            self.name,
+            stub,
+            self.machine,
+            self._record,
+            self._monitor_command,
+            journal_path=state / "journal",
+            start_stub=self.config.stub is StubKind.AUTO,
+            stub_timeout_seconds=self.config.stub_timeout_seconds,
+            resume_on_leave=self.config.on_leave is OnLeave.RESUME,
+        )
+
+    # -- the service ----------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Open line, monitor and sockets.  Raises ``KbridgeError`` when a socket cannot be made."""
+        if self.config.console is not None:
+            self.line = open_line(self._reactor, self._poller, self.config.console, self.recorder)
+        if self.relay is not None:
+            self.relay.start(self.runtime / "gdb", self.access)
+        if self.machine is not None:
+            self.machine.start()
+
+    async def stop(self) -> None:
+        """Let the guest go and close everything; the guest itself goes on."""
+        if self.relay is not None:
+            await self.relay.stop()
+        if self._unsubscribe is not None:
+            self._unsubscribe()
+        if self.machine is not None:
+            await self.machine.stop()
+        if self.line is not None:
+            await self.line.close()
+        self.recorder.close()
+
+    # -- what it can do -------------------------------------------------------------------------------------
+
+    @property
+    def capabilities(self) -> tuple[str, ...]:
+        """What can be done with this guest, in the words of ``kbridge ls``."""
+        able = []
+        if self.line is not None:
+            able.append("console")
+        if self.relay is not None:
+            able.append("debug")
+        if self.machine is not None:
+            able.append("power")
+        if self.line is not None and (self.line.can_break or self.machine is not None):
+            able.append("break")
+        return tuple(able)
+
+    @property
+    def state(self) -> str:
+        """The machine's run state in one word; ``unknown`` without a monitor that answers."""
+        return "unknown" if self.machine is None else self.machine.state.run.value
+
+    async def power(self, action: str, by: str, *, force: bool = False) -> None:
+        """Carry out one of ``POWER_ACTIONS`` and put it on the time line.
+
+        Raises ``GuestError`` without a monitor, ``MachineError`` when it refuses.
+        """
+        machine = self._require_machine(f"power {action}")
+        self._record("operator.power", {"action": action, "by": by, "force": force})
+        match action:
+            case "on":
+                await machine.power_on()
+            case "off":
+                await machine.power_off(force=force)
+            case "cycle":
+                await machine.cycle()
+            case "reset":
+                await machine.reset()
+            case "pause":
+                await machine.pause()
+            case "resume":
+                await machine.resume()
+            case "nmi":
+                await machine.nmi()
+            case _:
+                raise GuestError(
+                    f"there is no power action {action!r}", todo=f"one of {', '.join(POWER_ACTIONS)}"
+                )
+
+    async def break_in(self, by: str, *, sysrq: str | None = None) -> None:
+        """Send BREAK on the line, then the SysRq letter if one is given.
+
+        By the line where it can, else by the monitor.  Raises ``LineError`` or ``MachineError``.
+        """
+        line = self.line
+        console = self.config.console
+        if line is None or console is None:
+            raise GuestError(f"{self.name} has no console to send BREAK on", todo="configure `console`")
+        if sysrq is not None and (len(sysrq) != 1 or not sysrq.isascii() or not sysrq.isalnum()):
+            raise GuestError(
+                f"{sysrq!r} is no SysRq key", todo="give one letter or digit, such as h for help"
+            )
+        self._record("operator.break", {"by": by, "sysrq": sysrq})
+        if line.can_break:
+            await line.send_break()
+        elif self.machine is not None:
+            await self.machine.send_break(str(console))
+        else:
+            raise LineError(
+                f"BREAK cannot be sent on {console}",
+                why="this kind of line has none, and there is no machine monitor",
+                todo="configure `qmp`, or a telnet:, rfc2217: or serial: console",
+            )
+        if sysrq is not None:
+            line.write(sysrq.encode("ascii"))
+
+    def _require_machine(self, what: str) -> Machine:
+        if self.machine is None:
+            raise GuestError(
+                f"{self.name} cannot do `{what}`", why="it has no machine monitor", todo="configure `qmp`"
+            )
+        return self.machine
+
+    # -- the time line --------------------------------------------------------------------------------------
+
+    def _record(self, kind: str, fields: Mapping[str, Any]) -> None:
+        self.recorder.record(kind, **fields)
+        self._log.info("{guest}: {kind} {fields}", guest=self.name, kind=kind, fields=dict(fields))
+
+    def _machine_event(self, event: MachineEvent) -> None:
+        self._record(event.name, event.data)
+
+    # -- `monitor` commands inside gdb ----------------------------------------------------------------------
+
+    def _monitor_command(self, session: str, command: str) -> str:
+        """Answer a ``monitor`` command of a debugger; ``session`` is its name."""
+        match command.split():
+            case ["status"]:
+                return self._status(session)
+            case ["info", "version"]:
+                # The kernel's gdb scripts ask this to learn whether they talk to QEMU: any answer will do.
+                return f"kbridge relay, behind it {'QEMU' if self.machine is not None else 'a stub'}\n"
+            case ["help"] | []:
+                return _MONITOR_HELP
+            case [first, *_]:
+                return f"kbridge has no monitor command {first!r}\n{_MONITOR_HELP}"
+            case _:
+                return _MONITOR_HELP
+
+    def _status(self, session: str) -> str:
+        assert self.relay is not None
+        lines = [f"guest {self.name}: {self.state}, stop {self.relay.stop_number}"]
+        for one in self.relay.sessions:
+            here = " (you)" if one.name == session else ""
+            lines.append(f"session {one.name}: {one.role}{here}")
+        for kind, address, _ in self.relay.breakpoints:
+            lines.append(f"{kind} breakpoint at {address:#x} in the stub")
+        return "\n".join(lines) + "\n"
+
+
+_MONITOR_HELP: Final = """\
+monitor status        the guest's state, the stop's number, who is here
+monitor info version  what is behind this stub
+monitor help          this text
+The hypervisor's own monitor is not reachable from here: use `kbridge power` on the relay's host.
+"""
