@@ -9,9 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from twisted.internet.abstract import FileDescriptor
 from twisted.internet.error import ConnectionDone, ConnectionLost
+from twisted.internet.interfaces import IReadWriteDescriptor
 from twisted.python.failure import Failure
+from zope.interface import implementer
 
 if TYPE_CHECKING:
     import socket
@@ -78,7 +79,8 @@ def gap_notice(lost: int) -> bytes:
     return b"\r\n[kbridge: %d bytes lost]\r\n" % lost
 
 
-class RingReader(FileDescriptor):
+@implementer(IReadWriteDescriptor)
+class RingReader:
     """Serves a connected stream socket straight from a recorder's ring.
 
     Sends at once when bytes come, and asks for writability only after the socket had enough.  What the peer
@@ -97,7 +99,7 @@ class RingReader(FileDescriptor):
         lost: Callable[[str], None] | None = None,
     ) -> None:
         """Serve from ``offset`` on; ``None`` is the head: only what comes from now on."""
-        super().__init__(reactor)
+        self._reactor = reactor
         connection.setblocking(False)
         self._socket = connection
         self._ring = recorder.ring
@@ -109,14 +111,14 @@ class RingReader(FileDescriptor):
         """The offset of the next byte to send."""
         self.lost_bytes = 0
         """How many bytes this reader lost because it was too slow."""
-        self.connected = 1
+        self._connected = True
         self._unwatch = recorder.watch(self._more)
-        self.startReading()
+        reactor.addReader(self)
         self._more()
 
     def close(self) -> None:
         """End the connection."""
-        if self.connected:
+        if self._connected:
             self.connectionLost(Failure(ConnectionDone("closed by kbridge")))
 
     # What the reactor calls.
@@ -146,15 +148,17 @@ class RingReader(FileDescriptor):
     def doWrite(self) -> Failure | None:  # noqa: N802  (Twisted's name)
         """Go on sending: the socket has room, or it is our turn again."""
         self._blocked = False
-        self.stopWriting()
+        self._reactor.removeWriter(self)
         return self._send()
 
     def connectionLost(self, reason: Failure) -> None:  # noqa: N802  (Twisted's name)
         """End: called by the reactor, and by ``close``."""
-        if not self.connected:
+        if not self._connected:
             return
+        self._connected = False
         self._unwatch()
-        super().connectionLost(reason)
+        self._reactor.removeReader(self)
+        self._reactor.removeWriter(self)
         self._socket.close()
         if self._lost is not None:
             self._lost(reason.getErrorMessage())
@@ -196,5 +200,5 @@ class RingReader(FileDescriptor):
         except OSError as error:
             return Failure(ConnectionLost(error.strerror or str(error)))
         self._blocked = True
-        self.startWriting()
+        self._reactor.addWriter(self)
         return None

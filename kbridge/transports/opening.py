@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, assert_never
 
-from kbridge.transports.endpoints import Tcp, Unix
+from kbridge.transports.endpoints import Pty, Rfc2217, Serial, Tcp, Telnet, Unix
 from kbridge.transports.lines import Line
+from kbridge.transports.pty import PtyTransport
+from kbridge.transports.rfc2217 import Rfc2217Transport
 from kbridge.transports.sockets import TcpTransport, UnixTransport
+from kbridge.transports.telnet import TelnetTransport
+from kbridge.transports.uart import SerialTransport
 
 if TYPE_CHECKING:
     from kbridge.transports.channels import Transport
@@ -31,5 +35,13 @@ def _transport(reactor: LineReactor, poller: LinePoller, endpoint: Endpoint) -> 
             return UnixTransport(path)
         case Tcp(host, port):
             return TcpTransport(poller, reactor.nameResolver, host, port)
+        case Pty(path):
+            return PtyTransport(path)
+        case Serial(device, baud):
+            return SerialTransport(device, baud)
+        case Telnet(host, port):
+            return TelnetTransport(TcpTransport(poller, reactor.nameResolver, host, port))
+        case Rfc2217(host, port, speed):
+            return Rfc2217Transport(TcpTransport(poller, reactor.nameResolver, host, port), speed)
         case _:
-            raise NotImplementedError
+            assert_never(endpoint)
