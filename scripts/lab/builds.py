@@ -15,7 +15,7 @@ from lab.errors import LabError
 class Description:
     """What `guest.json` holds: facts of one build, with paths relative to its folder.
 
-    `modules` are loaded at boot, in this order; `append` are the kernel's own parameters for this guest.
+    `modules` are loaded at boot, in this order.
     """
 
     name: str
@@ -24,7 +24,6 @@ class Description:
     kernel: str
     vmlinux: str
     modules: tuple[str, ...]
-    append: str
 
     def write(self, folder: Path) -> None:
         (folder / "guest.json").write_text(json.dumps(asdict(self), indent=2) + "\n")
@@ -94,13 +93,13 @@ def key(version: str, *recipe: str) -> str:
 def refresh_initramfs(build: Build) -> None:
     """Make the initramfs of a build whose folder is locked, if its parts changed since."""
     files = modules.find(build.modules)
-    image = initramfs.build(build.description.name, [files[name] for name in build.description.modules])
+    image = initramfs.archive(build.description.name, [files[name] for name in build.description.modules])
     target = build.folder / initramfs.name_of(image)
     link = build.folder / "initramfs"
     if target.exists() and link.is_symlink() and link.readlink() == Path(target.name):
         return
     new = build.folder / ".initramfs-new"
-    new.write_bytes(image)
+    new.write_bytes(initramfs.compress(image))
     new.rename(target)
     new.symlink_to(target.name)
     new.rename(link)

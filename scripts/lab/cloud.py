@@ -19,8 +19,8 @@ MODULES = (
     "virtio_pci", "virtio_blk", "virtio_console", "virtio_rng", "pvpanic_pci", "qemu_fw_cfg",
     "dummy", "isofs", "vfat", "virtio_net", "crc_itu_t",
 )  # fmt: skip
-_APPEND = ""
-_LAYOUT = 2
+APPEND = ""
+_LAYOUT = 3
 
 
 def versioned(meta: debian.Package) -> str:
@@ -34,7 +34,7 @@ def versioned(meta: debian.Package) -> str:
 def build() -> builds.Build:
     with cache.locked(NAME) as base:
         image = debian.package(versioned(debian.package(_META)))
-        recipe = json.dumps([_LAYOUT, MODULES, _APPEND])
+        recipe = json.dumps([_LAYOUT, MODULES])
         entry = cache.ensure(
             base, builds.key(image.version, image.name, recipe), lambda new: _make(image, new)
         )
@@ -70,7 +70,6 @@ def _make(image: debian.Package, folder: Path) -> None:
         kernel="vmlinuz",
         vmlinux="vmlinux",
         modules=tuple(modules.canonical(path.stem) for path in chosen),
-        append=_APPEND,
     ).write(folder)
 
 

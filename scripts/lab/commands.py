@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,16 @@ from lab.machine import ConsoleBackend, Machine, Places, command_line
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-GUESTS: dict[str, Callable[[], builds.Build]] = {cloud.NAME: cloud.build, kgdb.NAME: kgdb.build}
+
+@dataclass(frozen=True, slots=True)
+class Guest:
+    """How a guest is built, and the kernel's parameters that are its own."""
+
+    build: Callable[[], builds.Build]
+    append: str
+
+
+GUESTS = {cloud.NAME: Guest(cloud.build, cloud.APPEND), kgdb.NAME: Guest(kgdb.build, kgdb.APPEND)}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _build(options: argparse.Namespace) -> int:
     for name in GUESTS if options.name == "all" else (options.name,):
-        made = GUESTS[name]()
+        made = GUESTS[name].build()
         print(
             f"{name}: {made.description.release} ({made.description.version}) in {made.folder}",
             file=sys.stderr,
@@ -61,7 +71,9 @@ def _run(options: argparse.Namespace) -> int:
         name=options.name,
         kernel=build.kernel,
         initrd=build.initrd,
-        append=command_line(build.description.append, "nokaslr" if options.no_kaslr else "", *options.append),
+        append=command_line(
+            GUESTS[options.name].append, "nokaslr" if options.no_kaslr else "", *options.append
+        ),
         places=Places(folder),
         memory=options.memory,
         processors=options.smp,

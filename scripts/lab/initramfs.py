@@ -18,8 +18,8 @@ _INIT = Path(__file__).with_name("init.sh")
 _DIRECTORIES = ("bin", "dev", "etc", "lib", "lib/modules", "proc", "root", "run", "sys", "tmp")
 
 
-def build(hostname: str, modules: Sequence[Path]) -> bytes:
-    """A gzip-compressed cpio archive; `modules` are .ko files in loading order. Same inputs, same bytes."""
+def archive(hostname: str, modules: Sequence[Path]) -> bytes:
+    """The root file system as a cpio archive; `modules` are .ko files in loading order. Same inputs, same bytes."""
     if not BUSYBOX.exists():
         raise LabError(f"{BUSYBOX} is missing; run scripts/setup, or: sudo apt-get install busybox-static")
     busybox = BUSYBOX.read_bytes()
@@ -38,9 +38,13 @@ def build(hostname: str, modules: Sequence[Path]) -> bytes:
         *(cpio.file(f"lib/modules/{path.name}", path.read_bytes()) for path in modules),
         cpio.file("lib/modules/load-order", order.encode()),
     ]
-    return gzip.compress(cpio.archive(entries), compresslevel=6, mtime=0)
+    return cpio.archive(entries)
 
 
 def name_of(image: bytes) -> str:
     """A file name that changes with the content, so that a running guest's file is never rewritten."""
     return f"initramfs-{hashlib.sha256(image).hexdigest()[:12]}.cpio.gz"
+
+
+def compress(image: bytes) -> bytes:
+    return gzip.compress(image, compresslevel=6, mtime=0)
