@@ -171,7 +171,7 @@ class LinePoller:
                 self._log.failure("bug in reading a line")
                 self._broken[fd]()
         self._served += len(events)
-        if len(events) < LINES_A_ROUND:
+        if len(events) < LINES_A_ROUND or not self._epoll.poll(0, 1):
             if self._served >= BUSY_LINES and not self._full and handlers:
                 self._reactor.removeReader(self)
                 self._pause = self._reactor.callLater(PAUSE_SECONDS, self.wake)
