@@ -335,9 +335,16 @@ class StubTests(QemuCase):
             # Connecting pauses the guest: that is how we know that a stub answers.
             await until(lambda: self.named("machine.stop"), "the stop")
             assert self.named("machine.stop")[0].data["ours"] is False
-            gdb.sendall(b"$?#3f")
-            await deferLater(reactor, 0)
-            assert b"$T" in gdb.recv(100)
+            await until(lambda: self.machine.state.detail == "paused", "the state after connecting")
+            gdb.sendall(b"+$vCont;s:1#23")
+            await until(lambda: self.machine.state.run is RunState.DEBUG, "the state after a step")
+            assert [event.data["ours"] for event in self.named("machine.stop")] == [False, False]
+            assert b"$T05thread:01;" in gdb.recv(100)
+            await self.refused(self.machine.power_on(), "debugger")
+            gdb.sendall(b"+$c#63")
+            await until(lambda: self.machine.state.run is RunState.RUNNING, "the continue")
+            await self.machine.pause()
+            assert self.machine.stopped_by_us
         await self.machine.stop_stub()
         assert not self.is_socket(second)
         await self.machine.stop_stub()
@@ -401,12 +408,35 @@ class ConnectionTests(QemuCase):
         self.boot()
         await until(lambda: Path(self.qmp).exists(), "the socket")
         holder = Monitor(self.qmp)
+        self.addCleanup(holder.close)
         self.machine.start()
         await until(lambda: "holds this monitor" in self.machine.problem, "the reason")
         await self.refused(self.machine.pause(), "holds this monitor", "second monitor")
         holder.close()
         await until(lambda: self.machine.connected, "our turn")
         assert self.machine.problem == ""
+
+    async def test_a_monitor_whose_queue_is_full_is_said_in_words_and_tried_again(self) -> None:
+        self.boot()
+        await until(lambda: Path(self.qmp).exists(), "the socket")
+        holder = Monitor(self.qmp)
+        self.addCleanup(holder.close)
+        waiting = []
+        for _ in range(20):
+            client = socket.socket(socket.AF_UNIX)
+            client.setblocking(False)
+            self.addCleanup(client.close)
+            waiting.append(client)
+            if client.connect_ex(self.qmp):
+                break
+        else:
+            raise AssertionError("the queue was never full")
+        self.machine.start()
+        await until(lambda: "queue is full" in self.machine.problem, "the reason")
+        for client in waiting:
+            client.close()
+        holder.close()
+        await until(lambda: self.machine.connected, "our turn")
 
     async def test_a_command_that_waits_when_qemu_dies_ends(self) -> None:
         process = await self.found()

@@ -27,6 +27,7 @@ from twisted.internet.error import ConnectError, DNSLookupError
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from kbridge.errors import MachineError
 from kbridge.hypervisors.qmp import (
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
     from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint, ITCPTransport
-    from twisted.python.failure import Failure
 
 RETRY_FIRST_SECONDS = 0.1
 RETRY_MOST_SECONDS = 2.0
@@ -292,7 +292,7 @@ class QmpClient:
 
 def _connect_problem(error: Exception) -> str:
     number = getattr(error, "osError", None) or getattr(error, "errno", None)
-    match number:
+    match number or next(iter(error.args), None):
         case errno.ENOENT:
             return f"there is no such socket: the machine was not started; {_STARTED_BY}"
         case errno.ECONNREFUSED:
@@ -301,9 +301,11 @@ def _connect_problem(error: Exception) -> str:
             return (
                 "permission denied: give the user that runs kbridge write access to the socket and its folder"
             )
-        case errno.EAGAIN:
+        case Failure():
+            # A unix socket whose queue is full answers EAGAIN, which Twisted takes for "still connecting"
+            # until the descriptor hangs up.
             return "its queue is full: another program holds this monitor, which serves one client at a time"
-        case int():
+        case int() as number:
             return os.strerror(number)
         case _:
             return str(error) or type(error).__name__
