@@ -392,3 +392,8 @@ def test_any_values_are_a_configuration_or_its_mistakes(
     assert (config is None) == bool(found)
     if config is not None:
         assert len(config.guests) == len(guests)
+
+
+def test_the_documentation_shows_what_explain_prints() -> None:
+    page = Path(__file__).parent.parent / "docs/configuration.md"
+    assert f"```toml\n{explain({'HOME': '/root'}, uid=0)}```" in page.read_text("utf-8")

@@ -446,13 +446,13 @@ class ConnectionTests(QemuCase):
         await self.refused(pausing, "went away during stop")
 
     async def test_a_monitor_that_hangs_meets_the_deadline_and_is_of_use_later(self) -> None:
-        machine = QemuMachine(reactor, Unix(f"{self.folder}/other"), command_seconds=0.3)
+        machine = QemuMachine(reactor, Unix(f"{self.folder}/other"), command_seconds=1.0)
         self.addCleanup(lambda: Deferred.fromCoroutine(machine.stop()))
         process = self.boot()
         machine.start()
         await until(lambda: machine.connected, "the machine")
         process.send_signal(signal.SIGSTOP)
-        await self.refused(machine.query(), "did not answer query-status within 0.3 s")
+        await self.refused(machine.query(), "did not answer query-status within 1 s")
         process.send_signal(signal.SIGCONT)
         assert (await machine.query()).detail == "prelaunch"
 
