@@ -226,7 +226,7 @@ def test_kgdb_breaks_into_its_own_debugger_and_has_faults_on_request(kgdb_guest:
         console.expect(PROMPT)
         assert "SOFTLOCKUP" in console.run("cat /sys/kernel/debug/provoke-crash/DIRECT")
         assert "vmlinux" in console.run("ls /sys/kernel/btf")
-        assert console.run("cat /proc/sys/kernel/watchdog_thresh").strip() == "5"
+        assert console.run("cat /proc/sys/kernel/watchdog_thresh").strip() == "4"
         console.socket.sendall(b"echo g > /proc/sysrq-trigger\r")
         console.expect(rb"\[\d+\]kdb> ")
         console.socket.sendall(b"go\r")
@@ -243,6 +243,29 @@ def test_kgdb_on_the_second_port_leaves_the_console_alone(kgdb_guest: Any) -> No
         second.expect(rb"\[\d+\]kdb> ")
         second.socket.sendall(b"go\r")
         console.expect(PROMPT)
+
+
+@pytest.mark.guest
+@pytest.mark.slow
+def test_faults_on_request_are_noticed(kgdb_guest: Any) -> None:
+    said = kgdb_guest()
+    with closing(Line(said["console"])) as console:
+        console.expect(PROMPT)
+        # In this order, because the kernel looks for hung tasks no more after its first oops.
+        for fault, report in (
+            ("ARRAY_BOUNDS", rb"UBSAN: array-index-out-of-bounds in \S*drivers/misc/lkdtm/bugs\.c"),
+            ("HUNG_TASK", rb"INFO: task sh:\d+ blocked for more than 10 seconds"),
+            ("CORRUPT_LIST_ADD", rb"list_add corruption"),
+            ("EXHAUST_STACK", rb"BUG: (TASK|stack guard page was hit)"),
+            ("SOFTLOCKUP", rb"watchdog: BUG: soft lockup - CPU#\d stuck for (8|9|10|11|12)s"),
+            (
+                "CORRUPT_STACK_STRONG",
+                rb"Kernel panic - not syncing: stack-protector: Kernel stack is corrupted",
+            ),
+        ):
+            console.socket.sendall(f"(echo {fault} > /sys/kernel/debug/provoke-crash/DIRECT) &\r".encode())
+            console.expect(b"lkdtm: Performing direct entry " + fault.encode())
+            console.expect(report)
 
 
 @pytest.mark.guest

@@ -18,9 +18,10 @@ NAME = "kgdb"
 _SOURCE = "linux-source-6.1"
 _FRAGMENT = Path(__file__).with_name("kgdb.config")
 MODULES = ("dummy", "crc7", "isofs", "vfat")
-# A soft lockup is reported after 10 s, half of the default. SLUB without user tracking, which unwinds the stack at
-# each allocation: under emulation the boot would take 14 s instead of 4.
-APPEND = "watchdog_thresh=5 slub_debug=FZP"
+# A soft lockup is reported after 8 to 10 s. An RCU stall must come later: its report makes the soft lockup detector
+# start anew. SLUB without user tracking, which unwinds the stack at each allocation: under emulation the boot would
+# take 14 s instead of 4.
+APPEND = "watchdog_thresh=4 rcupdate.rcu_cpu_stall_timeout=15 slub_debug=FZP"
 _LAYOUT = 2
 
 # Headers of graphics drivers, a fifth of the source; no Kconfig file is among them.
