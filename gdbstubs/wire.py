@@ -189,10 +189,15 @@ class Framer:
             self._kept += data
             kept = self._kept
             end = kept.find(b"#", self._searched)
-            if (end < 0 and len(kept) - 1 <= self.limit) or (end >= 0 and end + 2 >= len(kept)):
+            stop = len(kept) if end < 0 else end
+            if (
+                (end < 0 or end + 2 >= len(kept))
+                and stop - 1 <= self.limit
+                and kept.find(b"$", self._searched, stop) < 0
+            ):
                 # Still inside one packet.  Remembering how far we looked keeps a packet that comes byte by
                 # byte linear.
-                self._searched = len(kept) if end < 0 else end
+                self._searched = stop
                 return []
             data = bytes(kept)
             kept.clear()
@@ -302,16 +307,17 @@ class Framer:
         return end
 
     def _notification(self, data: bytes, start: int, events: list[Event]) -> int:
-        """Read a notification; one that is damaged, cut off or over-long is noise."""
+        """Read a notification; one that is damaged or cut off is noise, an over-long one a byte of noise."""
         end = data.find(b"#", start)
         dollar = data.find(b"$", start, end if end >= 0 else len(data))
-        if dollar >= 0:
-            self.noise += dollar - start
-            return dollar
-        if (len(data) if end < 0 else end) - start - 1 > self.limit:
+        stop = dollar if dollar >= 0 else end if end >= 0 else len(data)
+        if stop - start - 1 > self.limit:
             self.noise += 1
             self._skipping = True
             return start + 1 + self._skip(data[start + 1 :])
+        if dollar >= 0:
+            self.noise += dollar - start
+            return dollar
         if end < 0 or end + 2 >= len(data):
             self._kept += data[start:]
             self._searched = (len(data) if end < 0 else end) - start

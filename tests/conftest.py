@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 GUEST = ROOT / "scripts" / "guest"
-# The test guests' modules, for their tests.
-sys.path.insert(0, str(ROOT / "scripts"))
+# The test guests' modules, for their tests; the test support beside this file.
+sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "tests")]
 
 _BUILD_SECONDS = 1500
 _START_SECONDS = 60
