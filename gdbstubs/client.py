@@ -326,6 +326,10 @@ class StubClient:
 
     # -- the target port ------------------------------------------------------------------------------------
 
+    def attach(self, done: Reply[None]) -> None:
+        """Tell whether there is a connection to the stub, which holds the target."""
+        done(self._lost if self.state is State.CLOSED else None)
+
     def why_stopped(self, done: Reply[Stop]) -> None:
         """Tell the last stop reply again, without asking the stub."""
         done(self._refusal() or self._last_stop)

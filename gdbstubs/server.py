@@ -19,7 +19,7 @@ from functools import partial
 from typing import Any, Final
 
 from gdbstubs import objects
-from gdbstubs.errors import EINVAL, EIO, ENOENT, EPERM, LinkFailed, RemoteProtocolError, TargetError
+from gdbstubs.errors import EINVAL, ENOENT, EPERM, LinkFailed, RemoteProtocolError, TargetError
 from gdbstubs.link import Link
 from gdbstubs.packets import (
     CurrentThread,
@@ -117,6 +117,7 @@ class Server:
         self._resuming = ANY_THREAD
         self._stopped_thread: ThreadId | None = None
         self._object: tuple[str, str, bytes] | None = None
+        self._dismissed = False
         self._thread_ids: deque[Thread] = deque()
         self._handlers: dict[type[Any], Callable[[Any], None]] = {
             CurrentThread: self._current_thread,
@@ -184,6 +185,9 @@ class Server:
         self._held.append(payload)
 
     def _packet(self, payload: bytes) -> None:
+        if self._dismissed:
+            self.finished = True
+            return
         found = find(payload)
         if found is None:
             self.unknown += 1
@@ -270,10 +274,22 @@ class Server:
 
     def _supported(self, request: Supported) -> None:
         self._features = request.features
-        self._reply(
-            b"PacketSize=%x;QStartNoAckMode+;qXfer:features:read+;qXfer:threads:read+;vContSupported+;"
-            b"swbreak+;hwbreak+;binary-upload+;error-message+" % PACKET_SIZE
-        )
+        slot = self._slot()
+
+        def attached(result: TargetError | None) -> None:
+            if result is not None:
+                # Here gdb shows the words of an error; to a refused '?' it would listen for ever.  It must be
+                # able to acknowledge first, or it reports a broken pipe instead: close at its next packet.
+                self._fill(slot, self._error(request, result))
+                self._dismissed = True
+                return
+            self._fill(
+                slot,
+                b"PacketSize=%x;QStartNoAckMode+;qXfer:features:read+;qXfer:threads:read+;vContSupported+;"
+                b"swbreak+;hwbreak+;binary-upload+;error-message+" % PACKET_SIZE,
+            )
+
+        self._target.attach(attached)
 
     def _start_no_ack(self, request: StartNoAck) -> None:
         self._reply(b"OK")
@@ -457,8 +473,7 @@ class Server:
         def told(stop: Stop | TargetError) -> None:
             if isinstance(stop, TargetError):
                 self._fill(slot, self._error(request, stop))
-                if not self._held:
-                    self.finished = stop.errno == EIO
+                self._dismissed = True
                 return
             self._note(stop)
             self._fill(slot, self._stop_reply(stop))

@@ -512,6 +512,10 @@ class Seat:
             self._waiting.append((operation, refuse))
             self._sharing.want(self)
 
+    def attach(self, done: Reply[None]) -> None:
+        """Attach the guest, if nobody else holds it."""
+        self._when_attached(lambda: done(None), done)
+
     def why_stopped(self, done: Reply[Stop]) -> None:
         """Tell the last stop."""
         self._when_attached(lambda: self._client.why_stopped(done), done)

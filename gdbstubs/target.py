@@ -105,6 +105,9 @@ class Target(Protocol):
     of that processor.
     """
 
+    def attach(self, done: Reply[None]) -> None:
+        """Take hold of the target, which stops it; every other operation does so too where it must."""
+
     def why_stopped(self, done: Reply[Stop]) -> None:
         """Tell why the target stands still, from memory: real stubs drop all breakpoints when asked."""
 
