@@ -102,6 +102,7 @@ class StubClient:
             timeout=self.dialect.acknowledge_timeout,
             window=self.dialect.pipeline,
             alternating=self.dialect.pipeline == 1,
+            late=self.dialect.acknowledge_late,
         )
         offers = b"swbreak+;hwbreak+;vContSupported+;xmlRegisters=i386"
         if self.dialect.multiprocess:

@@ -21,6 +21,8 @@ class Dialect:
     """How many requests may be on their way at once."""
     acknowledge_timeout: float | None
     """Seconds until a packet is sent again; None where the transport is reliable."""
+    acknowledge_late: bool
+    """Send acknowledgements with the next request only."""
     request_timeout: float
     """Seconds until a stub that does not answer counts as lost."""
     packet_size: int
@@ -37,6 +39,8 @@ QEMU: Final = Dialect(
     # Requests behind each other are answered in order, in a third of the time (4.4 us instead of 14).
     pipeline=64,
     acknowledge_timeout=None,
+    # A lone "+" wakes QEMU for nothing, and stops the guest if it comes after a resume.
+    acknowledge_late=True,
     request_timeout=30.0,
     packet_size=4096,
     detach_resumes=True,
@@ -47,6 +51,7 @@ PLAIN: Final = Dialect(
     multiprocess=False,
     pipeline=1,
     acknowledge_timeout=3.0,
+    acknowledge_late=False,
     request_timeout=30.0,
     packet_size=400,
     detach_resumes=True,

@@ -32,14 +32,17 @@ class Link:
     ``timeout``: seconds until a packet without acknowledgement is sent again, None where the transport
     itself is reliable (a debugger that its user has suspended acknowledges nothing for hours).
     ``window``: how many packets may be on their way at once.  ``alternating``: a packet of the peer
-    acknowledges everything sent before it.
+    acknowledges everything sent before it.  ``late``: acknowledgements go out with the next packet, in one write
+    and before it; for stubs on reliable transports, which neither wait for them nor should be woken by them.
     """
 
     __slots__ = (
         "_alternating",
         "_deadline",
         "_framer",
+        "_late",
         "_no_ack",
+        "_owed",
         "_queue",
         "_retries",
         "_timeout",
@@ -58,12 +61,15 @@ class Link:
         timeout: float | None = None,
         window: int = 1,
         alternating: bool = True,
+        late: bool = False,
         retries: int = RETRIES,
     ) -> None:
         self._framer = Framer(limit, runs=runs)
         self._timeout = timeout
         self._window = window
         self._alternating = alternating
+        self._late = late
+        self._owed = b""
         self._retries = retries
         self._no_ack = False
         self._unacknowledged: deque[bytes] = deque()
@@ -115,7 +121,7 @@ class Link:
             if isinstance(event, bytes):
                 if self._alternating:
                     self._acknowledge_all(now)
-                self.output.append(b"+")
+                self._owe()
                 delivered.append(event)
             elif event is Control.ACK:
                 self._acknowledged(now)
@@ -125,7 +131,7 @@ class Link:
                 damaged = True
             else:
                 if event is Control.OVERLONG:
-                    self.output.append(b"+")
+                    self._owe()
                 delivered.append(event)
         # However many complaints came in one piece, one answer is enough: storms must not be echoed.
         if damaged:
@@ -133,6 +139,12 @@ class Link:
         if refused:
             self._retransmit(now)
         return delivered
+
+    def _owe(self) -> None:
+        if self._late:
+            self._owed += b"+"
+        else:
+            self.output.append(b"+")
 
     def send(self, payload: bytes, now: float) -> None:
         """Frame a payload and send it as soon as the window allows.
@@ -161,6 +173,9 @@ class Link:
     def start_no_ack(self) -> None:
         """Enter no-ack mode; what was sent so far counts as acknowledged."""
         self._no_ack = True
+        if self._owed:
+            self.output.append(self._owed)
+            self._owed = b""
         self.output.extend(self._queue)
         self._queue.clear()
         self._unacknowledged.clear()
@@ -173,6 +188,8 @@ class Link:
 
     def _transmit(self, packet: bytes, now: float) -> None:
         self._unacknowledged.append(packet)
+        if self._owed:
+            packet, self._owed = self._owed + packet, b""
         self.output.append(packet)
         if len(self._unacknowledged) == 1:
             self._start(now)
