@@ -256,16 +256,26 @@ def test_faults_on_request_are_noticed(kgdb_guest: Any) -> None:
             ("ARRAY_BOUNDS", rb"UBSAN: array-index-out-of-bounds in \S*drivers/misc/lkdtm/bugs\.c"),
             ("HUNG_TASK", rb"INFO: task sh:\d+ blocked for more than 10 seconds"),
             ("CORRUPT_LIST_ADD", rb"list_add corruption"),
-            ("EXHAUST_STACK", rb"BUG: (TASK|stack guard page was hit)"),
             ("SOFTLOCKUP", rb"watchdog: BUG: soft lockup - CPU#\d stuck for (8|9|10|11|12)s"),
-            (
-                "CORRUPT_STACK_STRONG",
-                rb"Kernel panic - not syncing: stack-protector: Kernel stack is corrupted",
-            ),
         ):
             console.socket.sendall(f"(echo {fault} > /sys/kernel/debug/provoke-crash/DIRECT) &\r".encode())
             console.expect(b"lkdtm: Performing direct entry " + fault.encode())
             console.expect(report)
+
+
+@pytest.mark.guest
+@pytest.mark.parametrize(
+    ("fault", "report"),
+    [
+        ("EXHAUST_STACK", b"BUG: TASK stack guard page was hit"),
+        ("CORRUPT_STACK_STRONG", b"Kernel panic - not syncing: stack-protector: Kernel stack is corrupted"),
+    ],
+)
+def test_faults_of_the_stack_are_noticed(kgdb_guest: Any, fault: str, report: bytes) -> None:
+    with closing(Line(kgdb_guest()["console"])) as console:
+        console.expect(PROMPT)
+        console.socket.sendall(f"(echo {fault} > /sys/kernel/debug/provoke-crash/DIRECT)\r".encode())
+        console.expect(report)
 
 
 @pytest.mark.guest
