@@ -1,0 +1,264 @@
+"""What the API takes and gives, as pydantic models; ``openapi`` makes the document's schemas of them.
+
+Times are ISO 8601 in UTC; offsets count console bytes since the guest's record began; addresses are text in
+hexadecimal (JSON's numbers hold 53 bits only).
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Literal
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+
+MAX_LINES = 1_000_000
+MAX_HISTORY_BYTES = 65536
+
+Capability = Literal["console", "debug", "power", "break"]
+PowerAction = Literal["on", "off", "cycle", "reset", "pause", "resume", "nmi"]
+SysRqKey = Annotated[str, Field(pattern="^[0-9A-Za-z]$", description="A SysRq key, such as h for help")]
+
+
+class _Given(BaseModel):
+    """A model of what kbridge sends."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+class _Taken(BaseModel):
+    """A model of what kbridge is sent: nothing unknown, nothing converted but what HTTP has as text."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Version(_Given):
+    """Which kbridge this is."""
+
+    version: str
+    api: Literal[1] = 1
+    pid: int
+    started: datetime
+    runtime_dir: str
+    state_dir: str
+
+
+class Line(_Given):
+    """The serial line of a guest."""
+
+    endpoint: str
+    state: str = Field(description="connecting, open, lost or closed")
+    reason: str = Field(description="Why it is not open; empty while it is")
+    can_break: bool
+    pen: str | None = Field(description="Who may type; null while nobody does")
+
+
+class Record(_Given):
+    """The record of a guest's console."""
+
+    status: str = Field(description="`recording`, or what is wrong")
+    recording: bool
+    oldest: int = Field(description="Offset of the oldest byte held")
+    head: int = Field(description="Offset of the next byte to come")
+
+
+class Session(_Given):
+    """A debugger that is connected."""
+
+    name: str
+    role: str
+    attached: bool
+
+
+class Breakpoint(_Given):
+    """What stands in the stub."""
+
+    kind: str
+    address: str = Field(pattern="^0x[0-9a-f]+$")
+    size: int
+
+
+class Debug(_Given):
+    """The debug stub of a guest and those who use it."""
+
+    attached: bool = Field(description="Whether a debugger holds the guest")
+    stop: int = Field(description="How many stops there were")
+    sessions: list[Session]
+    breakpoints: list[Breakpoint]
+
+
+class Monitor(_Given):
+    """The machine monitor."""
+
+    connected: bool
+    detail: str = Field(description="The hypervisor's own word for the state")
+    problem: str = Field(description="Why it does not answer; empty while it does")
+
+
+class Sockets(_Given):
+    """Where the guest's own sockets are; null for those it does not have."""
+
+    gdb: str | None
+    console: str | None
+
+
+class GuestStatus(_Given):
+    """One guest."""
+
+    name: str
+    state: str = Field(description="running, paused, debug, panicked, io-error, off, suspended, … or unknown")
+    capabilities: list[Capability]
+    console: Line | None
+    debug: Debug | None
+    monitor: Monitor | None
+    record: Record
+    sockets: Sockets
+    vmlinux: str | None
+    debug_dirs: list[str] = Field(description="Where debug files are, the guest's own folders first")
+
+
+class Guests(_Given):
+    """All guests, by name."""
+
+    guests: list[GuestStatus]
+
+
+class Kernel(_Given):
+    """What a guest's memory shows of its kernel, read while it runs."""
+
+    divide_error: str = Field(
+        pattern="^0x[0-9a-f]+$",
+        description="Address of exception 0's handler in the guest's interrupt table; minus the address of "
+        "`asm_exc_divide_error` in vmlinux it is the distance by which KASLR moved the kernel",
+    )
+
+
+class Power(_Taken):
+    """What to do with a guest's machine."""
+
+    action: PowerAction
+    force: bool = Field(default=False, description="With `off`: end the machine at once")
+
+
+class Break(_Taken):
+    """How to break in."""
+
+    sysrq: SysRqKey | None = None
+
+
+class Done(_Given):
+    """It was done; `offset` is where the console's record stood before."""
+
+    offset: int
+
+
+class Reloaded(_Given):
+    """What a changed configuration changed: names of guests."""
+
+    appeared: list[str]
+    gone: list[str]
+    changed: list[str]
+
+
+class LogQuery(_Taken):
+    """Which part of a guest's record, and how."""
+
+    since: AwareDatetime | None = Field(default=None, description="Nothing older than this")
+    lines: int | None = Field(
+        default=None, ge=0, le=MAX_LINES, description="At most so many of the last lines"
+    )
+    format: Literal["json", "raw", "text", "cast"] = Field(
+        default="json",
+        description="json: an object a line; raw: the console's bytes; text: for people; cast: asciicast v2",
+    )
+    follow: bool = Field(default=False, description="Go on with what comes; not with cast")
+
+
+class FollowQuery(_Taken):
+    """From where on to follow a guest's record; without both, from now on."""
+
+    since: AwareDatetime | None = Field(default=None, description="Nothing older than this")
+    lines: int | None = Field(default=None, ge=0, le=MAX_LINES, description="Begin with so many lines")
+
+
+class ConsoleQuery(_Taken):
+    """How to join a console."""
+
+    read_only: bool = Field(default=False, description="Never type")
+    history: int = Field(
+        default=0, ge=0, le=MAX_HISTORY_BYTES, description="Begin with at most so many bytes, whole lines"
+    )
+
+
+class BreakMessage(_Taken):
+    """Sent by a client: break in."""
+
+    type: Literal["break"]
+    sysrq: SysRqKey | None = None
+
+
+class PenMessage(_Taken):
+    """Sent by a client: take the pen, from whoever has it with `force`, or lay it down."""
+
+    type: Literal["pen"]
+    action: Literal["take", "release"]
+    force: bool = False
+
+
+ConsoleRequest = Annotated[BreakMessage | PenMessage, Field(discriminator="type")]
+
+
+class PenNotice(_Given):
+    """Sent to a client: who may type now."""
+
+    type: Literal["pen"] = "pen"
+    holder: str | None
+    mine: bool
+
+
+class GapNotice(_Given):
+    """Sent to a client: bytes that it was too slow for."""
+
+    type: Literal["gap"] = "gap"
+    offset: int
+    lost: int
+
+
+class LineNotice(_Given):
+    """Sent to a client: what became of the line."""
+
+    type: Literal["line"] = "line"
+    state: str
+    reason: str
+
+
+class WordsNotice(_Given):
+    """Sent to a client: words for its user, such as why what it typed was discarded."""
+
+    type: Literal["notice"] = "notice"
+    text: str
+
+
+ConsoleNotice = Annotated[PenNotice | GapNotice | LineNotice | WordsNotice, Field(discriminator="type")]
+
+
+class LogEntry(_Given):
+    """An entry of a guest's record: console text, a gap, or an event with the fields of its kind."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    time: str | None
+    offset: int
+    kind: str = Field(
+        description="console.text (field `text`: latin-1, a character a byte), console.gap (`reason`, "
+        "`lost`: how many bytes, 0 where unknown), or an event's, such as machine.reset"
+    )
+
+
+class ProblemDocument(_Given):
+    """What went wrong (RFC 9457)."""
+
+    type: str = Field(description="urn:kbridge:problem:NAME")
+    title: str
+    status: int
+    detail: str
+    hint: str | None = Field(default=None, description="What to do about it; left out where nothing is known")

@@ -1,0 +1,237 @@
+"""What each request of the API does: a ``Call`` in, a model, a reader of the record or a session out."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from kbridge.console.log import History
+from kbridge.frontends import models
+from kbridge.frontends.console_session import ConsoleSession
+from kbridge.frontends.log_session import LogSession
+from kbridge.frontends.log_text import LogReader
+from kbridge.frontends.problems import Kind, ProblemError
+from kbridge.hypervisors.qemu import QemuMachine
+from kbridge.memory.sources import MonitorMemory
+from kbridge.version import VERSION
+from symbols import kaslr
+from symbols.errors import SlideUnknown
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from kbridge.daemon import Daemon
+    from kbridge.frontends.sessions import SocketSession
+    from kbridge.guest import Guest
+
+_Model = TypeVar("_Model")
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request that has passed the table: its parameters are valid, its guest may still be unknown."""
+
+    daemon: Daemon
+    by: str
+    guest_name: str | None
+    query: BaseModel | None
+    body: BaseModel | None
+
+    @property
+    def guest(self) -> Guest:
+        """The guest that the path names; raises ``ProblemError``."""
+        assert self.guest_name is not None
+        guest = self.daemon.guests.get(self.guest_name)
+        if guest is None:
+            raise ProblemError(
+                Kind.UNKNOWN_GUEST,
+                f"there is no guest {self.guest_name!r}",
+                hint="`kbridge ls` shows the guests",
+            )
+        return guest
+
+    def asked(self, model: type[_Model]) -> _Model:
+        """Return the query, which the table says is a ``model``."""
+        assert isinstance(self.query, model)
+        return self.query
+
+    def given(self, model: type[_Model]) -> _Model:
+        """Return the body, which the table says is a ``model``."""
+        assert isinstance(self.body, model)
+        return self.body
+
+
+async def version(call: Call) -> models.Version:
+    """Tell which kbridge this is."""
+    relay = call.daemon.config.relay
+    return models.Version(
+        version=VERSION,
+        pid=os.getpid(),
+        started=datetime.fromtimestamp(call.daemon.started_at, UTC),
+        runtime_dir=str(relay.runtime_dir),
+        state_dir=str(relay.state_dir),
+    )
+
+
+async def guests(call: Call) -> models.Guests:
+    """List all guests."""
+    found = sorted(call.daemon.guests.values(), key=lambda guest: guest.name)
+    return models.Guests(guests=[status(call.daemon, guest) for guest in found])
+
+
+async def guest(call: Call) -> models.GuestStatus:
+    """Show one guest."""
+    return status(call.daemon, call.guest)
+
+
+async def power(call: Call) -> models.Done:
+    """Act on the machine."""
+    asked, guest = call.given(models.Power), call.guest
+    offset = guest.recorder.ring.head
+    await guest.power(asked.action, call.by, force=asked.force)
+    return models.Done(offset=offset)
+
+
+async def break_in(call: Call) -> models.Done:
+    """Send BREAK, and a SysRq key after it."""
+    asked, guest = call.given(models.Break), call.guest
+    offset = guest.recorder.ring.head
+    await guest.break_in(call.by, sysrq=asked.sysrq)
+    return models.Done(offset=offset)
+
+
+async def kernel(call: Call) -> models.Kernel:
+    """Read what the guest's memory shows of its kernel, through the monitor, while it runs."""
+    guest = call.guest
+    machine = guest.machine
+    if not isinstance(machine, QemuMachine):
+        raise ProblemError(
+            Kind.NOT_CAPABLE,
+            f"the memory of {guest.name} cannot be read: it has no machine monitor",
+            hint="configure `qmp`",
+        )
+    try:
+        handler = await MonitorMemory(machine).run(kaslr.divide_error_handler())
+    except SlideUnknown as error:
+        raise ProblemError(Kind.REFUSED, str(error), hint="try again when the kernel has booted") from error
+    return models.Kernel(divide_error=hex(handler))
+
+
+async def reload(call: Call) -> models.Reloaded:
+    """Read the configuration again and apply what differs."""
+    changes = await call.daemon.reload()
+    return models.Reloaded(
+        appeared=list(changes.appeared), gone=list(changes.gone), changed=list(changes.changed)
+    )
+
+
+def log(call: Call) -> LogReader:
+    """Send a guest's record."""
+    asked, guest = call.asked(models.LogQuery), call.guest
+    if asked.follow and asked.format == "cast":
+        raise ProblemError(
+            Kind.BAD_REQUEST, "a recording cannot be followed", hint="leave out follow or cast"
+        )
+    return LogReader(
+        History.of(guest.recorder),
+        asked.format,
+        since_ns=_ns(asked.since),
+        lines=asked.lines,
+        follow=asked.follow,
+        title=guest.name,
+        alive=lambda: call.daemon.guests.get(guest.name) is guest,
+        watch=guest.recorder.watch,
+    )
+
+
+def follow_log(call: Call) -> SocketSession:
+    """Follow a guest's record."""
+    asked, guest = call.asked(models.FollowQuery), call.guest
+    from_now = asked.since is None and asked.lines is None
+    return LogSession(
+        guest,
+        since_ns=_ns(asked.since),
+        lines=0 if from_now else asked.lines,
+        alive=lambda: call.daemon.guests.get(guest.name) is guest,
+    )
+
+
+def console(call: Call) -> SocketSession:
+    """Join a guest's console."""
+    asked, guest = call.asked(models.ConsoleQuery), call.guest
+    if guest.line is None:
+        raise ProblemError(
+            Kind.NOT_CAPABLE, f"{guest.name} has no console", hint="configure `console` for it"
+        )
+    return ConsoleSession(
+        guest,
+        call.by,
+        read_only=asked.read_only,
+        history_bytes=asked.history,
+        alive=lambda: call.daemon.guests.get(guest.name) is guest,
+    )
+
+
+def status(daemon: Daemon, guest: Guest) -> models.GuestStatus:
+    """Return all that is known of a guest."""
+    config, relay, machine = guest.config, guest.relay, guest.machine
+    runtime = guest.runtime
+    return models.GuestStatus(
+        name=guest.name,
+        state=guest.state,
+        capabilities=list(_capabilities(guest)),
+        console=_line(guest),
+        debug=None
+        if relay is None
+        else models.Debug(
+            attached=relay.attached,
+            stop=relay.stop_number,
+            sessions=[
+                models.Session(name=one.name, role=one.role, attached=one.attached) for one in relay.sessions
+            ],
+            breakpoints=[
+                models.Breakpoint(kind=kind, address=hex(address), size=size)
+                for kind, address, size in relay.breakpoints
+            ],
+        ),
+        monitor=None
+        if machine is None
+        else models.Monitor(
+            connected=machine.connected, detail=machine.state.detail, problem=machine.problem
+        ),
+        record=models.Record(
+            status=guest.recorder.status,
+            recording=guest.recorder.recording,
+            oldest=guest.recorder.ring.oldest,
+            head=guest.recorder.ring.head,
+        ),
+        sockets=models.Sockets(
+            gdb=None if relay is None else str(runtime / "gdb"),
+            console=None if guest.line is None else str(runtime / "console"),
+        ),
+        vmlinux=None if config.vmlinux is None else str(config.vmlinux),
+        debug_dirs=[str(path) for path in (*config.debug_dirs, *daemon.config.relay.debug_dirs)],
+    )
+
+
+def _line(guest: Guest) -> models.Line | None:
+    line = guest.line
+    if line is None:
+        return None
+    return models.Line(
+        endpoint=str(guest.config.console),
+        state=line.state.value,
+        reason=line.reason,
+        can_break=line.can_break,
+        pen=guest.pen.holder,
+    )
+
+
+def _capabilities(guest: Guest) -> Any:
+    return guest.capabilities
+
+
+def _ns(moment: datetime | None) -> int | None:
+    return None if moment is None else int(moment.timestamp() * 1_000_000) * 1000

@@ -1,0 +1,1 @@
+"""Where guest memory is read from."""
