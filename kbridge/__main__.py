@@ -1,0 +1,5 @@
+"""``python -m kbridge``: the command line."""
+
+from kbridge.cli import main
+
+main()

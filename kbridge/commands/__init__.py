@@ -1,0 +1,1 @@
+"""The commands of ``kbridge``, one a file; ``kbridge.cli`` loads the one that is asked for."""

@@ -1,0 +1,70 @@
+"""``kbridge break``."""
+
+from __future__ import annotations
+
+import time
+
+import click
+
+from kbridge.console.log import Text
+from kbridge.console_client import ConsoleClient
+from kbridge.control import guest_path, relay
+from kbridge.errors import GuestError
+from kbridge.frontends.log_text import PlainText
+from kbridge.options import relay_options
+
+ANSWER_SECONDS = 5.0
+QUIET_SECONDS = 0.4
+"""The answer is over when nothing came for so long."""
+MAX_ANSWER_BYTES = 65536
+
+
+@click.command("break")
+@relay_options
+@click.argument("guest")
+@click.option("--sysrq", metavar="KEY", help="Send this SysRq key after the BREAK: h prints what there are.")
+def command(control: str | None, config: str | None, guest: str, sysrq: str | None) -> None:
+    """Send BREAK and a SysRq key to a guest's kernel.
+
+    Prints what came back on the console.  With --sysrq it is checked that the kernel answered: it prints
+    `sysrq: …` for each key that it takes.
+    """
+    api = relay(control, config)
+    with ConsoleClient(api, guest, read_only=True, history=0) as console:
+        api.post(guest_path(guest, "/break"), {"sysrq": sysrq})
+        answer = _answer(console)
+    text = PlainText().feed(Text(0, 0, answer)).strip("\n")
+    if text:
+        click.echo(text)
+    if sysrq is None:
+        if not text:
+            click.echo("BREAK was sent; a kernel says nothing to it until a SysRq key follows", err=True)
+        return
+    if "sysrq:" not in text.lower():
+        state = api.get(guest_path(guest))["state"]
+        why = f"it is {state}" if state not in ("running", "unknown") else f"nothing in {ANSWER_SECONDS:g} s"
+        raise GuestError(
+            f"the kernel of {guest} did not answer SysRq {sysrq}",
+            why=why,
+            todo="is its console on this line, and CONFIG_MAGIC_SYSRQ_SERIAL set?",
+        )
+    if "disabled" in text:
+        raise GuestError(
+            f"the kernel of {guest} refused SysRq {sysrq}",
+            why="kernel.sysrq masks it",
+            todo="boot with sysrq_always_enabled",
+        )
+
+
+def _answer(console: ConsoleClient) -> bytes:
+    deadline = time.monotonic() + ANSWER_SECONDS
+    answer = b""
+    while (left := deadline - time.monotonic()) > 0 and len(answer) < MAX_ANSWER_BYTES:
+        before = len(answer)
+        for message in console.messages(min(left, QUIET_SECONDS)):
+            if isinstance(message, bytes):
+                answer += message
+        done = len(answer) == before and b"sysrq:" in answer.lower()
+        if done or console.ended:
+            break
+    return answer

@@ -1,0 +1,69 @@
+"""``kbridge ls``."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from kbridge.control import relay
+from kbridge.options import relay_options
+
+HEAD = ("GUEST", "STATE", "CONSOLE", "DEBUG", "STOP", "BREAKPOINTS", "SESSIONS")
+
+
+@click.command("ls")
+@relay_options
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list of objects, with all there is.")
+def command(control: str | None, config: str | None, *, as_json: bool) -> None:
+    """Show the guests and who is at work on them.
+
+    CONSOLE is the state of the serial line, and who types on it; DEBUG is free, or held by a debugger; STOP
+    counts the halts of the guest for debuggers.  A `-` is what a guest does not have.
+    """
+    guests = relay(control, config).get("/guests")["guests"]
+    if as_json:
+        click.echo(json.dumps(guests, indent=2))
+        return
+    rows = [HEAD, *(row(guest) for guest in guests)]
+    widths = [max(len(cells[column]) for cells in rows) for column in range(len(HEAD))]
+    for number, cells in enumerate(rows):
+        line = "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
+        click.echo(click.style(line, bold=True) if number == 0 else line)
+    for guest in guests:
+        for trouble in troubles(guest):
+            click.echo(f"{guest['name']}: {trouble}")
+
+
+def row(guest: dict[str, Any]) -> tuple[str, ...]:
+    """Return the cells of a guest, in the order of ``HEAD``."""
+    console, debug = guest["console"], guest["debug"]
+    line = "-"
+    if console is not None:
+        line = console["state"] + (f" ({console['pen']} types)" if console["pen"] else "")
+    if debug is None:
+        return guest["name"], guest["state"], line, "-", "-", "-", "-"
+    sessions = ", ".join(f"{one['name']} ({one['role']})" for one in debug["sessions"])
+    return (
+        guest["name"],
+        guest["state"],
+        line,
+        "held" if debug["attached"] else "free",
+        str(debug["stop"]),
+        str(len(debug["breakpoints"])),
+        sessions or "-",
+    )
+
+
+def troubles(guest: dict[str, Any]) -> list[str]:
+    """Return what is wrong with a guest, in words."""
+    found = []
+    console, monitor, record = guest["console"], guest["monitor"], guest["record"]
+    if monitor is not None and monitor["problem"]:
+        found.append(f"monitor: {monitor['problem']}")
+    if console is not None and console["reason"]:
+        found.append(f"console: {console['reason']}")
+    if not record["recording"]:
+        found.append(record["status"])
+    return found
