@@ -388,7 +388,7 @@ class StubClient:
 
         def answer(reply: RawReply) -> None:
             error = as_done(reply)
-            if error is not None:
+            if isinstance(reply, bytes) and error is not None:
                 self.inserted.discard(breakpoint_)
             done(error)
 

@@ -208,4 +208,7 @@ class Exchange:
                 effects.append(ToSession(number, data))
             if server.finished and not session.closed:
                 session.closed = True
+                if server.failed:
+                    why: dict[str, str | int | bool | None] = {"session": session.name, "why": server.failed}
+                    effects.append(Report("debugger.protocol_error", why))
                 effects.append(CloseSession(number))

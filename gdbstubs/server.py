@@ -101,6 +101,8 @@ class Server:
         self.now = 0.0
         self.finished = False
         """Whether the connection is to be closed once the output is written."""
+        self.failed = ""
+        """Why the session was finished, where the debugger broke the protocol."""
         self.waiting = False
         """Whether the debugger waits for a stop reply."""
         self.unknown = 0
@@ -217,10 +219,27 @@ class Server:
             return
         self._send(payload)
 
+    def _add(self, payload: bytes) -> None:
+        """Send what answers a resume, behind the replies to what was asked before it."""
+        if self._slots:
+            slot = _Slot()
+            slot.payload = payload
+            self._slots.append(slot)
+        else:
+            self._send(payload)
+
     def _send(self, payload: bytes) -> None:
         if self._compress and len(payload) > 16:
             payload = compress_run_length(payload)
-        self._link.send(payload, self.now)
+        try:
+            self._link.send(payload, self.now)
+        except LinkFailed as error:
+            self._fail(error)
+
+    def _fail(self, error: LinkFailed) -> None:
+        """End the session; as often as not it is the stub's word that is passed on, and the stub is not to blame."""
+        self.failed = str(error)
+        self.finished = True
 
     def _slot(self) -> _Slot:
         if len(self._slots) >= MOST_PENDING:
@@ -258,7 +277,7 @@ class Server:
         if self.finished:
             return
         if self.waiting:
-            self._link.send(console_output(words), self.now)
+            self._add(console_output(words))
         elif not self._words or self._words[-1] != words:
             self._words.append(words)
 
@@ -495,21 +514,24 @@ class Server:
         if self.finished or not self.waiting:
             return
         while self._words:
-            self._link.send(console_output(self._words.popleft()), self.now)
+            self._add(console_output(self._words.popleft()))
         if isinstance(stop, TargetError):
             # Words, then an ordinary stop: an error here makes LLDB drop the connection, and a SIGTRAP at the
             # same address makes gdb's ``next`` try for ever.
-            self._link.send(console_output(str(stop)), self.now)
+            self._add(console_output(str(stop)))
             stop = Halted(2, self._stopped_thread)
         elif stop.words:
-            self._link.send(console_output(stop.words), self.now)
+            self._add(console_output(stop.words))
         self.waiting = False
         self._note(stop)
-        self._send(self._stop_reply(stop))
+        self._add(self._stop_reply(stop))
         if isinstance(stop, Ended):
             self.finished = True
-        while self._held and not self.waiting and not self.finished:
-            self._packet(self._held.popleft())
+        try:
+            while self._held and not self.waiting and not self.finished:
+                self._packet(self._held.popleft())
+        except LinkFailed as error:
+            self._fail(error)
 
     def _note(self, stop: Stop) -> None:
         self._thread_ids.clear()

@@ -45,6 +45,8 @@ SILENCE_SECONDS: Final = 0.3
 WORDS_SECONDS: Final = 1.0
 """How long a stop waits for the monitor to say who stopped the guest."""
 MOST_QUEUED: Final = 64
+MOST_RECOVERIES: Final = 3
+"""How often in a row a stub is connected to again to remove what was left in it."""
 
 
 class Phase(Enum):
@@ -85,6 +87,10 @@ class Sharing:
         self._expired: Callable[[], None] | None = None
         self._abandoned = False
         self._orphans: tuple[Breakpoint, ...] = ()
+        """What may stand in the stub from an earlier connection."""
+        self._resume_owed = False
+        self._recoveries = 0
+        self._is_closing = False
         self._held_stop: Halted | None = None
         self._generation = 0
         self._asked_generation = -1
@@ -118,7 +124,8 @@ class Sharing:
         """
         if self.phase is not Phase.CONNECTING:
             return
-        self._run_after = running is not False
+        self._run_after = running is not False or self._resume_owed
+        self._resume_owed = False
         self._write_journal()
         self.client.connected(self._greeted)
 
@@ -130,20 +137,20 @@ class Sharing:
         """
         if self.phase is not Phase.ABSENT:
             return False
-        self._connect()
-        self._abandoned = True
         self._orphans = breakpoints
+        self._connect(abandoned=True)
         return True
 
     def _greeted(self, stop: Stop | TargetError) -> None:
         if isinstance(stop, TargetError):
             self._refuse_holder(stop)
             if self.client.state is not State.CLOSED:
-                self._close_stub(run=self._run_after)
+                self._close_stub(run=self._run_after, left_behind=self._orphans)
             return
+        orphans, self._orphans = self._orphans, ()
         if self._abandoned:
             # The greeting's question has removed them from QEMU and kgdb; other stubs are asked one by one.
-            self.client.inserted.update(self._orphans)
+            self.client.inserted.update(orphans)
             self._leave()
             return
         self.phase = Phase.ATTACHED
@@ -154,8 +161,14 @@ class Sharing:
 
     def stub_failed(self, words: str) -> None:
         """Take note that no connection to the stub could be made; the guest is as it was."""
-        if self.phase is Phase.CONNECTING:
-            self._refuse_holder(TargetError(EIO, words))
+        if self.phase is not Phase.CONNECTING:
+            return
+        self._refuse_holder(TargetError(EIO, words))
+        self._recoveries = MOST_RECOVERIES
+        if self._resume_owed:
+            # What stands in the stub cannot be removed now; the guest at least is let go.
+            self._close_stub(run=True, left_behind=self._orphans)
+        else:
             self._absent()
 
     def _refuse_holder(self, error: TargetError) -> None:
@@ -166,25 +179,34 @@ class Sharing:
 
     def stub_closed(self, reason: str) -> None:
         """Take note that the stub closed the connection: the guest, or its hypervisor, is gone."""
-        if self.phase is Phase.ABSENT:
+        if self.phase is Phase.ABSENT or self._is_closing:
             return
         was = self.phase
         self._clear_deadline()
+        self._orphans = left_behind = tuple({*self.client.inserted, *self._orphans})
         holder = self._holder
         words = f"{self.guest}: {reason}"
         if was is Phase.ATTACHED and holder is not None:
             holder.lost(words)
         held, self._held_stop = self._held_stop, None
+        # Nobody who is told of it is to close the stub once more.
+        self._is_closing = True
         self.client.closed(words)
+        self._is_closing = False
+        if was is Phase.CONNECTING and self._holder is not None:
+            self._refuse_holder(TargetError(EIO, words))
         if held is not None and holder is not None:
             holder.stopped(Ended(words=words))
         if was is not Phase.LEAVING:
             self._emit(Report("debugger.lost", {"why": reason}))
-        self._close_stub(run=self._run_after and self.resume_on_leave and was is Phase.LEAVING)
+        run = self._run_after and (self.resume_on_leave or was is Phase.CONNECTING)
+        self._close_stub(run=run, left_behind=left_behind)
 
     def stub_left(self) -> None:
         """Take note that a ``CloseStub`` was carried out."""
-        self._absent()
+        if self._is_closing:
+            self._is_closing = False
+            self._absent()
 
     def machine_status(self, status: MachineStatus) -> None:
         """Take the answer to ``QueryMachine``."""
@@ -235,16 +257,10 @@ class Sharing:
 
     def want(self, seat: Seat) -> None:
         """Attach the guest for a seat; ``seat.attached`` or ``seat.attach_failed`` is called."""
-        if self._holder is seat:
+        if self._holder is seat or seat in self._queue:
             return
         if self._holder is not None:
-            seat.attach_failed(
-                TargetError(
-                    EBUSY,
-                    f"{self.guest} is being debugged by {self._holder.name}: one debugger at a time; "
-                    "try again when it has left",
-                )
-            )
+            self._refuse(seat, self._holder)
             return
         if self.phase is Phase.ABSENT:
             self._holder = seat
@@ -254,10 +270,18 @@ class Sharing:
         else:
             seat.attach_failed(TargetError(EBUSY, f"too many debuggers wait for {self.guest}"))
 
-    def _connect(self) -> None:
+    def _refuse(self, seat: Seat, holder: Seat) -> None:
+        seat.attach_failed(
+            TargetError(
+                EBUSY,
+                f"{self.guest} is being debugged by {holder.name}: one debugger at a time; "
+                "try again when it has left",
+            )
+        )
+
+    def _connect(self, *, abandoned: bool = False) -> None:
         self.phase = Phase.CONNECTING
-        self._abandoned = False
-        self._orphans = ()
+        self._abandoned = abandoned
         self._emit(ConnectStub())
 
     def left(self, seat: Seat) -> None:
@@ -294,7 +318,9 @@ class Sharing:
         self._emit(
             Report("debugger.stuck", {"why": f"the guest did not stop within {INTERRUPT_SECONDS:g} s"})
         )
-        self._close_stub(run=self._run_after and self.resume_on_leave)
+        self._close_stub(
+            run=self._run_after and self.resume_on_leave, left_behind=tuple(self.client.inserted)
+        )
 
     def _clean(self) -> None:
         left = len(self.client.inserted)
@@ -320,11 +346,18 @@ class Sharing:
             return
         self.client.detach(lambda result: self._close_stub(run=True))
 
-    def _close_stub(self, *, run: bool) -> None:
+    def _close_stub(self, *, run: bool, left_behind: tuple[Breakpoint, ...] = ()) -> None:
+        """Close the connection, once; what it left behind is removed by another one, if that can be made."""
+        if self._is_closing:
+            return
+        self._is_closing = True
         self.phase = Phase.LEAVING
         self._clear_deadline()
         self.client.closed("the last debugger has left")
-        self._emit(CloseStub(run))
+        self._orphans = left_behind
+        # A guest that runs into what was left behind would stand there for ever: it is resumed afterwards.
+        self._resume_owed = run and bool(left_behind) and self._recoveries < MOST_RECOVERIES
+        self._emit(CloseStub(run and not self._resume_owed))
 
     def when_left(self, told: Callable[[], None]) -> None:
         """Call ``told`` once the guest has been let go."""
@@ -332,22 +365,35 @@ class Sharing:
 
     def _absent(self) -> None:
         self.phase = Phase.ABSENT
+        self._holder = None
+        if self._orphans and self._recoveries < MOST_RECOVERIES:
+            self._recoveries += 1
+            self._connect(abandoned=True)
+            return
+        self._recoveries = 0
+        self._resume_owed = False
         told, self._on_left = self._on_left, []
         for tell in told:
             tell()
         self._clear_deadline()
         self._run_after = False
-        self._write_journal(attached=False)
-        self._holder = None
+        if self._orphans:
+            # The journal goes on naming them: the next connection, if only a successor's, removes them.
+            self._emit(Report("debugger.left_behind", {"breakpoints": len(self._orphans)}))
+        else:
+            self._write_journal(attached=False)
         if self._queue:
-            self._holder = self._queue.popleft()
+            self._holder = holder = self._queue.popleft()
             self._connect()
+            while self._queue:
+                self._refuse(self._queue.popleft(), holder)
 
     # -- the journal ----------------------------------------------------------------------------------------
 
     def _write_journal(self, *, attached: bool = True) -> None:
         run = self._run_after and self.resume_on_leave
-        entry = Journal(attached, run, tuple(self.client.inserted) if attached else ())
+        standing = tuple({*self.client.inserted, *self._orphans}) if attached else ()
+        entry = Journal(attached, run, standing)
         if entry != self._journalled:
             self._journalled = entry
             self._emit(entry)
