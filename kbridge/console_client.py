@@ -72,10 +72,17 @@ class ConsoleClient:
         """Return the descriptor to wait for."""
         return self._socket.fileno()
 
+    @property
+    def pending(self) -> bool:
+        """Whether something came together with the answer to our joining."""
+        return bool(self._first)
+
     def receive(self) -> Iterator[Message]:
         """Receive once, and yield what is whole now; sets ``ended`` when it was the last."""
-        first, self._first = self._first, []
-        yield from first
+        if self._first:
+            first, self._first = self._first, []
+            yield from first
+            return
         try:
             data = self._socket.recv(RECEIVE_BYTES)
         except OSError as error:
@@ -89,12 +96,9 @@ class ConsoleClient:
     def messages(self, seconds: float) -> Iterator[Message]:
         """Yield what comes within ``seconds``."""
         deadline = time.monotonic() + seconds
-        if self._first:
-            first, self._first = self._first, []
-            yield from first
         while not self.ended:
             left = deadline - time.monotonic()
-            if left <= 0 or not select.select([self._socket], [], [], left)[0]:
+            if not self._first and (left <= 0 or not select.select([self._socket], [], [], left)[0]):
                 return
             yield from self.receive()
 

@@ -28,7 +28,10 @@ PIECE_BYTES: Final = 65536
 
 
 class RelayDown(KbridgeError):
-    """No relay answers at the control socket."""
+    """No relay answers at the control socket, or it went away."""
+
+    began = False
+    """Whether part of an answer had come before."""
 
 
 class Refused(KbridgeError):
@@ -110,9 +113,11 @@ class Control:
                 while piece := answer.read1(PIECE_BYTES):
                     yield piece
             except (OSError, HTTPException) as error:
-                raise RelayDown(
+                down = RelayDown(
                     "the relay went away before the end", why=str(error), todo="what came so far is right"
-                ) from error
+                )
+                down.began = True
+                raise down from error
 
     def connect(self) -> socket.socket:
         """Return a connection; raises ``RelayDown``."""

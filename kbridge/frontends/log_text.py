@@ -34,6 +34,8 @@ CAST_LINES: Final = 64
 MAX_ESCAPE: Final = 256
 """An escape sequence longer than that is none."""
 
+_NOT_FOR_PEOPLE: Final = frozenset({"monitor_time", "monitor_event", "ours"})
+"""What the monitor says of its own events: the line's time and kind say it already."""
 # ECMA-48: control sequences, and strings (title, clipboard) up to their end; then two-character ones.
 _ESCAPE: Final = re.compile(
     r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[\]PX^_][^\x07\x1b]*(?:\x07|\x1b\\)|[ -/]*[0-Z\\^_`a-~])"
@@ -96,8 +98,14 @@ def clock(wall_ns: int) -> str:
 
 def event_words(kind: str, fields: Mapping[str, Any]) -> str:
     """Return an event in words, without line ends or escape sequences, whatever its fields hold."""
-    words = ", ".join(f"{name} {_value(value)}" for name, value in fields.items() if value not in (None, ""))
-    return f"{kind}: {words}" if words else kind
+    words = [
+        f"{name} {_value(value)}"
+        for name, value in fields.items()
+        if value not in (None, "") and name not in _NOT_FOR_PEOPLE
+    ]
+    if fields.get("ours") is True:
+        words.append("by kbridge")
+    return f"{kind}: {', '.join(words)}" if words else kind
 
 
 def _value(value: object) -> str:

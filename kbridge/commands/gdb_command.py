@@ -1,0 +1,102 @@
+"""``kbridge gdb``."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import shutil
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from kbridge.control import Control, Refused, guest_path, relay
+from kbridge.errors import GuestError, KbridgeError
+from kbridge.options import relay_options
+from kbridge.stub_memory import read_by_stub
+from symbols import elf, kaslr
+from symbols.errors import SymbolError
+
+SETTINGS: Final = (
+    # A stub behind a slow line may take its time.
+    "set remotetimeout 30",
+    # Whole pages of the kernel's image instead of a read for each variable.  Only the image and the modules:
+    # elsewhere device registers are mapped, which must not be read for no reason.
+    "set dcache line-size 4096",
+    "set dcache size 4096",
+    "set mem inaccessible-by-default off",
+    "mem 0xffffffff80000000 0xffffffffff000000 rw cache",
+)
+
+
+@click.command("gdb")
+@relay_options
+@click.option("--gdb", "program", default="gdb", show_default=True, metavar="PROGRAM", help="The gdb to run.")
+@click.argument("guest")
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def command(
+    control: str | None, config: str | None, program: str, guest: str, arguments: tuple[str, ...]
+) -> None:
+    """Debug a guest's kernel with gdb.
+
+    Starts an unmodified gdb, attached, which stops the guest; with `vmlinux` configured the symbols are where
+    KASLR put the kernel.  What stands after `--` goes to gdb: `kbridge gdb web1 -- -batch -ex bt`.
+    """
+    found = shutil.which(program)
+    if found is None:
+        raise KbridgeError(f"cannot run {program}", why="it is not installed", todo="apt-get install gdb")
+    api = relay(control, config)
+    status = api.get(guest_path(guest))
+    if status["sockets"]["gdb"] is None:
+        raise GuestError(f"{guest} has no debug stub", todo="configure `qmp` or `stub` for it")
+    symbols = _symbols(api, status)
+    os.execv(found, [program, *gdb_arguments(status, symbols), *arguments])  # noqa: S606 (no shell is wanted)
+
+
+def gdb_arguments(status: dict[str, Any], symbols: str | None) -> list[str]:
+    """Return gdb's arguments for a guest; ``symbols`` is the command that loads them."""
+    commands = [f"set debug-file-directory {':'.join(status['debug_dirs'])}", *SETTINGS]
+    if symbols is not None:
+        # Before the guest is stopped: a large vmlinux takes seconds.
+        commands.append(symbols)
+    commands.append(f"target remote {status['sockets']['gdb']}")
+    return [argument for each in commands for argument in ("-ex", each)]
+
+
+def _symbols(api: Control, status: dict[str, Any]) -> str | None:
+    """Return the gdb command that loads the guest's vmlinux; without one, say why and go on."""
+    vmlinux = status["vmlinux"]
+    if vmlinux is None:
+        return None
+    try:
+        slide = kaslr.slide(_handler(api, status), _linked_at(vmlinux))
+    except (SymbolError, KbridgeError) as error:
+        click.echo(f"kbridge: symbols of {vmlinux} are not loaded: {error}", err=True)
+        return None
+    return f'symbol-file "{vmlinux}" -o {slide:#x}'
+
+
+def _handler(api: Control, status: dict[str, Any]) -> int:
+    """Return where exception 0's handler is: through the monitor, or where there is none through the stub."""
+    try:
+        return int(api.get(guest_path(status["name"], "/kernel"))["divide_error"], 16)
+    except Refused as error:
+        if error.kind != "not-capable":
+            raise
+    search = kaslr.divide_error_handler()
+    (wanted,) = next(search)
+    data = read_by_stub(status["sockets"]["gdb"], wanted.address, wanted.length)
+    return kaslr.handler_of(data)
+
+
+def _linked_at(vmlinux: str) -> int:
+    try:
+        with Path(vmlinux).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as image:
+            found = elf.symbol_values(image, [kaslr.DIVIDE_ERROR_SYMBOL])
+    except (OSError, ValueError) as error:
+        raise KbridgeError(f"{vmlinux} cannot be read", why=str(error)) from error
+    if not found:
+        raise KbridgeError(
+            f"{vmlinux} has no symbol {kaslr.DIVIDE_ERROR_SYMBOL}", todo="give an x86-64 vmlinux with symbols"
+        )
+    return found[kaslr.DIVIDE_ERROR_SYMBOL]
