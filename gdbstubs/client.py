@@ -30,6 +30,7 @@ from gdbstubs.target import (
     Action,
     Breakpoint,
     Ended,
+    Halted,
     Motion,
     Reply,
     Stop,
@@ -86,6 +87,11 @@ class StubClient:
         self._features: frozenset[bytes] = frozenset()
         self._resumes: frozenset[bytes] = frozenset()
         self._threads: tuple[Thread, ...] | None = None
+        self._thread_texts: tuple[bytes, ...] = ()
+        self._threads_wanted: list[Reply[tuple[Thread, ...]]] = []
+        self._registers: dict[ThreadId, bytes] = {}
+        self._registers_wanted: dict[ThreadId, list[Reply[bytes]]] = {}
+        self._used_registers = self._used_threads = False
         self._descriptions: dict[str, bytes | None] = {}
 
     # -- the connection -------------------------------------------------------------------------------------
@@ -231,16 +237,34 @@ class StubClient:
             self._halt(as_stop(payload))
 
     def _halt(self, stop: Stop | TargetError) -> None:
+        used_registers, used_threads = self._used_registers, self._used_threads
         self._arrived()
         self._last_stop = stop
         stopped, self._stopped = self._stopped, None
         if stopped is not None:
             stopped(stop)
+        if self.dialect.pipeline > 1 and isinstance(stop, Halted) and stop.thread is not None:
+            # A debugger asks at each stop what it asked at the last one: have it ready.
+            if used_registers and self._is_idle():
+                self.read_registers(stop.thread, _ignored)
+            if used_threads and self.state is State.STOPPED:
+                self.list_threads(_ignored)
+            self._used_registers = self._used_threads = False
+
+    def _is_idle(self) -> bool:
+        return self.state is State.STOPPED and not self._waiting
 
     def _arrived(self) -> None:
         self.state = State.STOPPED
         self._selected = None
+        self.forget_registers()
         self._threads = None
+        self._used_registers = self._used_threads = False
+
+    def forget_registers(self) -> None:
+        """Forget the registers read at this stop, because something may have changed them."""
+        self._registers = {}
+        self._registers_wanted = {}
 
     def assume_stopped(self, stop: Stop) -> None:
         """Believe another witness, the machine monitor, that a running target stands still."""
@@ -336,11 +360,32 @@ class StubClient:
         done(self._refusal() or self._last_stop)
 
     def read_registers(self, thread: ThreadId, done: Reply[bytes]) -> None:
-        """Read all general registers."""
-        self._ask_of(thread, b"g", as_data, done)
+        """Read all general registers; asked once a stop."""
+        self._used_registers = True
+        known = self._registers.get(thread)
+        if known is not None and self.state is State.STOPPED:
+            done(known)
+            return
+        wanted = self._registers_wanted.get(thread)
+        if wanted is not None:
+            wanted.append(done)
+            return
+        # What is written meanwhile replaces both dictionaries, and this answer is then not kept.
+        registers, all_wanted = self._registers, self._registers_wanted
+        waiting = all_wanted[thread] = [done]
+
+        def read(result: bytes | TargetError) -> None:
+            all_wanted.pop(thread, None)
+            if not isinstance(result, TargetError):
+                registers[thread] = result
+            for tell in waiting:
+                tell(result)
+
+        self._ask_of(thread, b"g", as_data, read)
 
     def write_registers(self, thread: ThreadId, data: bytes, done: Reply[None]) -> None:
         """Write all general registers."""
+        self.forget_registers()
         self._ask_of(thread, b"G" + binascii.hexlify(data), as_done, done)
 
     def read_register(self, thread: ThreadId, number: int, done: Reply[bytes]) -> None:
@@ -349,6 +394,7 @@ class StubClient:
 
     def write_register(self, thread: ThreadId, number: int, value: bytes, done: Reply[None]) -> None:
         """Write one register."""
+        self.forget_registers()
         self._ask_of(thread, b"P%x=%s" % (number, binascii.hexlify(value)), as_done, done)
 
     def read_memory(self, thread: ThreadId, address: int, length: int, done: Reply[bytes]) -> None:
@@ -451,19 +497,30 @@ class StubClient:
 
     def list_threads(self, done: Reply[tuple[Thread, ...]]) -> None:
         """List all threads with what the stub says of each; asked once a stop."""
+        self._used_threads = True
         if self._threads is not None:
             done(self._threads)
             return
         if (refusal := self._refusal()) is not None:
             done(refusal)
             return
+        waiting = self._threads_wanted
+        waiting.append(done)
+        if len(waiting) > 1:
+            return
+        texts: dict[ThreadId, bytes] = {}
 
         def listed(result: tuple[Thread, ...] | TargetError) -> None:
-            if not isinstance(result, TargetError) and self.state is State.STOPPED:
-                self._threads = result
-            done(result)
+            if not isinstance(result, TargetError):
+                self._texts = texts
+                self._thread_texts = tuple(texts.values()) if self.dialect.pipeline > 1 else ()
+                if self.state is State.STOPPED:
+                    self._threads = result
+            self._threads_wanted = []
+            for tell in waiting:
+                tell(result)
 
-        ThreadList(self._ask, self._texts.__setitem__, listed).start()
+        ThreadList(self._ask, self._thread_texts, texts.__setitem__, listed).start()
 
     def is_alive(self, thread: ThreadId, done: Reply[bool]) -> None:
         """Tell whether a thread exists."""
@@ -507,6 +564,10 @@ class StubClient:
             done(error)
 
         self._ask(b"D;1" if self.dialect.multiprocess else b"D", answer)
+
+
+def _ignored(result: object) -> None:
+    """Take no note: asked for only to be remembered."""
 
 
 def _breakpoint_text(breakpoint_: Breakpoint) -> bytes:

@@ -100,53 +100,95 @@ class ObjectRead:
 
 
 class ThreadList:
-    """All threads, then what is said of each of them, pipelined.
+    """All threads, then what is said of each of them.
 
-    ``learned`` is told the wire's own text of each thread-id, process included.
+    ``known`` are the wire's own texts of the threads that were there last time: where requests may be pipelined,
+    everything is asked at once, and only what is new needs another round trip.  ``learned`` is told the text of
+    each thread-id, process included.
     """
 
     def __init__(
-        self, ask: Ask, learned: Callable[[ThreadId, bytes], None], done: Reply[tuple[Thread, ...]]
+        self,
+        ask: Ask,
+        known: tuple[bytes, ...],
+        learned: Callable[[ThreadId, bytes], None],
+        done: Reply[tuple[Thread, ...]],
     ) -> None:
         self._ask = ask
+        self._known = known
         self._learned = learned
-        self._done = done
-        self._texts: dict[ThreadId, bytes] = {}
-        self._extras: dict[ThreadId, str] = {}
+        self._done: Reply[tuple[Thread, ...]] | None = done
+        self._threads: dict[ThreadId, bytes] = {}
+        self._extras: dict[bytes, str | None] = {}
+        self._requested = 0
+        self._complete = False
 
     def start(self) -> None:
-        """Ask for the first threads."""
-        self._ask(b"qfThreadInfo", self._listed)
+        """Ask for the first threads, and for what can be asked with them."""
+        self._list(b"qfThreadInfo")
+        for _ in self._known:
+            self._list(b"qsThreadInfo")
+        for text in self._known:
+            self._describe(text)
+
+    def _list(self, request: bytes) -> None:
+        self._requested += 1
+        self._ask(request, self._listed)
+
+    def _describe(self, text: bytes) -> None:
+        self._extras[text] = None
+        self._ask(b"qThreadExtraInfo," + text, partial(self._described, text))
 
     def _listed(self, reply: RawReply) -> None:
+        self._requested -= 1
+        if self._complete or self._done is None:
+            return
         if isinstance(reply, TargetError):
-            self._done(reply)
-            return
-        if reply[:1] == b"m":
-            for text in reply[1:].split(b","):
-                try:
-                    thread = parse_thread(text)
-                except ValueError:
-                    self._done(unexpected(reply, "a list of threads"))
-                    return
-                self._texts[thread] = text
-                self._learned(thread, text)
-            if len(self._texts) > MOST_THREADS:
-                self._done(TargetError(E2BIG, f"the stub lists more than {MOST_THREADS} threads"))
-                return
-            self._ask(b"qsThreadInfo", self._listed)
-            return
-        if reply != b"l" and (error := as_error(reply)) is not None:
-            self._done(error)
-            return
-        for thread, text in self._texts.items():
-            self._ask(b"qThreadExtraInfo," + text, partial(self._described, thread))
-        if not self._texts:
-            self._done(())
+            self._fail(reply)
+        elif reply[:1] == b"m":
+            self._take(reply)
+        elif reply != b"l" and (error := as_error(reply)) is not None:
+            self._fail(error)
+        else:
+            self._complete = True
+            for text in self._threads.values():
+                if text not in self._extras:
+                    self._describe(text)
+            self._finish()
 
-    def _described(self, thread: ThreadId, reply: RawReply) -> None:
+    def _take(self, reply: bytes) -> None:
+        for text in reply[1:].split(b","):
+            try:
+                thread = parse_thread(text)
+            except ValueError:
+                self._fail(unexpected(reply, "a list of threads"))
+                return
+            self._threads[thread] = text
+            self._learned(thread, text)
+        if len(self._threads) > MOST_THREADS:
+            self._fail(TargetError(E2BIG, f"the stub lists more than {MOST_THREADS} threads"))
+        elif self._requested == 0:
+            self._list(b"qsThreadInfo")
+
+    def _described(self, text: bytes, reply: RawReply) -> None:
         # Not every stub says something of a thread; that is no error.
         data = as_data(reply)
-        self._extras[thread] = "" if isinstance(data, TargetError) else data.decode("utf-8", "replace")
-        if len(self._extras) == len(self._texts):
-            self._done(tuple(Thread(one, extra) for one, extra in self._extras.items()))
+        self._extras[text] = "" if isinstance(data, TargetError) else data.decode("utf-8", "replace")
+        self._finish()
+
+    def _fail(self, error: TargetError) -> None:
+        done, self._done = self._done, None
+        if done is not None:
+            done(error)
+
+    def _finish(self) -> None:
+        if not self._complete or self._done is None:
+            return
+        threads = []
+        for thread, text in self._threads.items():
+            extra = self._extras.get(text)
+            if extra is None:
+                return
+            threads.append(Thread(thread, extra))
+        done, self._done = self._done, None
+        done(tuple(threads))

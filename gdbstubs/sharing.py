@@ -24,6 +24,7 @@ from typing import Any, Final
 from gdbstubs.client import State, StubClient
 from gdbstubs.effects import CloseStub, ConnectStub, Effect, Journal, QueryMachine, Report, SessionId
 from gdbstubs.errors import EBUSY, EIO, TargetError
+from gdbstubs.pages import PageCache
 from gdbstubs.target import (
     SIGINT,
     SIGTRAP,
@@ -78,6 +79,7 @@ class Sharing:
         self.stop_number = 0
         """How many times the guest was stopped for a debugger since the relay started."""
         self.resume_on_leave = resume_on_leave
+        self.pages = PageCache(client.read_memory)
         self._emit = emit
         self._holder: Seat | None = None
         self._queue: deque[Seat] = deque()
@@ -179,6 +181,7 @@ class Sharing:
 
     def stub_closed(self, reason: str) -> None:
         """Take note that the stub closed the connection: the guest, or its hypervisor, is gone."""
+        self.pages.clear()
         if self.phase is Phase.ABSENT or self._is_closing:
             return
         was = self.phase
@@ -219,6 +222,7 @@ class Sharing:
             self.client.assume_stopped(Halted(SIGINT, None, words=self._foreign_words(status)))
         elif status.runs is True and self.client.state is State.STOPPED and self.phase is Phase.ATTACHED:
             self._generation += 1
+            self.pages.clear()
             self.client.assume_running()
             self._run_after = True
             self._write_journal()
@@ -405,6 +409,7 @@ class Sharing:
         if breakpoint_ in self.client.inserted:
             done(None)
             return
+        self.pages.clear()
         # The journal first: a breakpoint that nobody knows of cannot be removed.
         planned = (*self.client.inserted, breakpoint_)
         self._journalled = Journal(
@@ -416,6 +421,7 @@ class Sharing:
     def resume(self, wanted: frozenset[Breakpoint], actions: tuple[Action, ...]) -> None:
         """Make the stub hold ``wanted``, then let the guest run; the holder is told of the stop."""
         self._generation += 1
+        self.pages.clear()
         if self.client.state is State.RUNNING:
             # Somebody else resumed the guest: wait for its next stop.
             self.client.await_stop(self._stopped)
@@ -572,7 +578,12 @@ class Seat:
 
     def write_registers(self, thread: ThreadId, data: bytes, done: Reply[None]) -> None:
         """Write all general registers."""
-        self._when_attached(lambda: self._client.write_registers(thread, data, done), done)
+
+        def write() -> None:
+            self._sharing.pages.clear()
+            self._client.write_registers(thread, data, done)
+
+        self._when_attached(write, done)
 
     def read_register(self, thread: ThreadId, number: int, done: Reply[bytes]) -> None:
         """Read one register."""
@@ -580,18 +591,28 @@ class Seat:
 
     def write_register(self, thread: ThreadId, number: int, value: bytes, done: Reply[None]) -> None:
         """Write one register."""
-        self._when_attached(lambda: self._client.write_register(thread, number, value, done), done)
+
+        def write() -> None:
+            self._sharing.pages.clear()
+            self._client.write_register(thread, number, value, done)
+
+        self._when_attached(write, done)
 
     def read_memory(self, thread: ThreadId, address: int, length: int, done: Reply[bytes]) -> None:
         """Read memory."""
         if self._is_attached:
-            self._client.read_memory(thread, address, length, done)
+            self._sharing.pages.read(thread, address, length, done)
         else:
-            self._when_attached(lambda: self._client.read_memory(thread, address, length, done), done)
+            self._when_attached(lambda: self._sharing.pages.read(thread, address, length, done), done)
 
     def write_memory(self, thread: ThreadId, address: int, data: bytes, done: Reply[None]) -> None:
         """Write memory."""
-        self._when_attached(lambda: self._client.write_memory(thread, address, data, done), done)
+
+        def write() -> None:
+            self._sharing.pages.clear()
+            self._client.write_memory(thread, address, data, done)
+
+        self._when_attached(write, done)
 
     def insert(self, breakpoint_: Breakpoint, done: Reply[None]) -> None:
         """Insert a breakpoint, now where it does not stand yet."""

@@ -200,7 +200,8 @@ class Guest:
         self._log.info("{guest}: {kind} {fields}", guest=self.name, kind=kind, fields=dict(fields))
 
     def _machine_event(self, event: MachineEvent) -> None:
-        self._record(event.name, event.data)
+        # The monitor's own clock and name must not hide the time line's.
+        self._record(event.name, {_MONITOR_FIELDS.get(key, key): value for key, value in event.data.items()})
 
     # -- `monitor` commands inside gdb ----------------------------------------------------------------------
 
@@ -229,6 +230,8 @@ class Guest:
             lines.append(f"{kind} breakpoint at {address:#x} in the stub")
         return "\n".join(lines) + "\n"
 
+
+_MONITOR_FIELDS: Final = {"time": "monitor_time", "event": "monitor_event"}
 
 _MONITOR_HELP: Final = """\
 monitor status        the guest's state, the stop's number, who is here
