@@ -142,7 +142,8 @@ class Link:
 
     def _owe(self) -> None:
         if self._late:
-            self._owed += b"+"
+            if len(self._owed) < self._window:
+                self._owed += b"+"
         else:
             self.output.append(b"+")
 
@@ -167,8 +168,9 @@ class Link:
         self.output.append(b"%" + frame(payload)[1:])
 
     def send_interrupt(self) -> None:
-        """Send the interrupt byte 0x03."""
-        self.output.append(b"\x03")
+        """Send the interrupt byte 0x03, after what is owed: QEMU heeds nothing before its acknowledgement."""
+        self.output.append(self._owed + b"\x03")
+        self._owed = b""
 
     def start_no_ack(self) -> None:
         """Enter no-ack mode; what was sent so far counts as acknowledged."""

@@ -75,9 +75,7 @@ class Machine:
 
     def advance(self) -> None:
         """Let guest time pass: a step ends, a breakpoint is met."""
-        if self.running and self._stepping:
-            self.halt(5, "debug")
-        elif self.running and self.breakpoints:
+        if (self.running and self._stepping) or (self.running and self.breakpoints):
             self.halt(5, "debug")
 
     def panic(self) -> None:
@@ -116,8 +114,8 @@ class Machine:
                 self.output += self._unacknowledged
             if byte in b"+$":
                 self._unacknowledged = b""
-            if byte in b"+-":
-                return
+            if byte != b"$":
+                return  # whatever it is: an interrupt is lost here, too
         if self.running:
             if byte != b"\x03" and self.resumed_by_stub:
                 self.spoilt.append(byte)

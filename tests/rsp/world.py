@@ -1,0 +1,346 @@
+"""Everything around an exchange: a machine with its stub and monitor, debuggers, a journal, a clock.
+
+What the relay's shell does with effects is done here at once (sending) or when told to (connecting, answering queries),
+so that a test decides the order of events.  Each step checks what must hold at every moment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from gdbstubs.client import State
+from gdbstubs.dialects import QEMU
+from gdbstubs.effects import (
+    CloseSession,
+    CloseStub,
+    ConnectStub,
+    Journal,
+    QueryMachine,
+    Report,
+    SessionId,
+    ToSession,
+    ToStub,
+)
+from gdbstubs.exchange import Exchange
+from gdbstubs.sharing import MachineStatus, Phase
+from rsp.debugger import Debugger
+from rsp.stub import Machine, Place
+
+
+@dataclass
+class Connected:
+    """One debugger's connection."""
+
+    debugger: Debugger
+    clean: bool = True
+    """Whether it sent nothing but packets that a debugger may send."""
+    closing: bool = False
+
+
+@dataclass
+class World:
+    """The surroundings of one exchange."""
+
+    resume_on_leave: bool = True
+    machine: Machine = field(default_factory=Machine)
+    now: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.exchange = Exchange(
+            "web1", QEMU, monitor=lambda who, command: f"{command}\n", resume_on_leave=self.resume_on_leave
+        )
+        self.sessions: dict[int, Connected] = {}
+        self.journal: frozenset[Place] = frozenset()
+        self.journalled = Journal(attached=False, run=False)
+        self.wants_connection = False
+        self.closing: bool | None = None
+        self.queries = 0
+        self.reports: list[Report] = []
+        self.refused: list[str] = []
+        self.should_run: bool | None = self.machine.running
+        """Whether the guest is to run when nobody debugs it; None where nobody can tell."""
+        self.was_connected = False
+        self._acks: list[tuple[int, bytes]] = []
+        self._foreign = False
+        self._crossed = False
+        self._last = 0
+        self._executing = False
+
+    # -- effects -------------------------------------------------------------------------------------------------
+
+    def do(self, event: Callable[..., Any], *arguments: Any, **more: Any) -> Any:
+        """Tell the exchange something and carry out what it asks for."""
+        result = event(*arguments, **more)
+        self._execute()
+        self.check()
+        return result
+
+    def _execute(self) -> None:
+        if self._executing:
+            return
+        self._executing = True
+        try:
+            effects = self.exchange.effects
+            while effects:
+                batch = effects.copy()
+                effects.clear()
+                for effect in batch:
+                    self._carry_out(effect)
+        finally:
+            self._executing = False
+
+    def _carry_out(self, effect: Any) -> None:
+        match effect:
+            case ToStub(data):
+                self._to_stub(data)
+            case ToSession(number, data):
+                self._to_session(number, data)
+            case CloseSession(number):
+                if number in self.sessions:
+                    assert not self.sessions[number].closing, "closed twice"
+                    self.sessions[number].closing = True
+            case ConnectStub():
+                assert not self.wants_connection, "two connections to one stub"
+                assert self.closing is None, "a connection while the last is being closed"
+                self.wants_connection = True
+            case CloseStub(run):
+                assert self.closing is None, "closed twice"
+                self.closing = run
+                if self.machine.connected:
+                    self.machine.close()
+                    # As a stream does that is told to close.
+                    self.exchange.stub_closed("let go", self.now)
+            case QueryMachine():
+                self.queries += 1
+            case Journal():
+                self.journalled = effect
+                self.journal = frozenset(
+                    (one.kind.value, one.address, one.size) for one in effect.breakpoints
+                )
+            case Report():
+                self.reports.append(effect)
+            case _:
+                raise AssertionError(effect)
+
+    def _to_stub(self, data: bytes) -> None:
+        machine = self.machine
+        if not machine.connected:
+            return
+        assert self.journalled.attached, "bytes for the stub before the journal was written"
+        if b"\x03" in data and self._foreign and not machine.running:
+            # Somebody else stopped the machine, and was crossed by an interrupt that did not know of it.
+            self.should_run = None
+        if self._crossed and machine.running:
+            # Somebody resumed the machine, and was crossed by a request that did not know of it.
+            self.should_run = None
+        machine.receive(data)
+        if b"vCont;c#" in data:
+            self._foreign = False
+            self.should_run = True
+
+    def _to_session(self, number: int, data: bytes) -> None:
+        session = self.sessions.get(number)
+        if session is None:
+            return
+        assert not session.closing, "bytes after the end"
+        if session.clean:
+            acks = session.debugger.receive(data)
+            if acks:
+                self._acks.append((number, acks))
+
+    # -- debuggers -----------------------------------------------------------------------------------------------
+
+    def open(self, *, no_ack: bool = False) -> int:
+        self._last += 1
+        number = self._last
+        self.sessions[number] = Connected(Debugger())
+        if not self.do(self.exchange.session_opened, SessionId(number), f"user-{number}", self.now):
+            del self.sessions[number]
+        elif no_ack:
+            self.ask(number, b"QStartNoAckMode")
+        return number
+
+    def ask(self, number: int, *payloads: bytes) -> None:
+        """Send requests in one write."""
+        session = self.sessions[number]
+        if session.closing:
+            return
+        data = b"".join(session.debugger.ask(payload) for payload in payloads)
+        self.send(number, data)
+
+    def send(self, number: int, data: bytes) -> None:
+        """Send bytes, and the acknowledgements for what came back."""
+        self.do(self.exchange.session_data, SessionId(number), data, self.now)
+        while self._acks:
+            one, acks = self._acks.pop(0)
+            if one in self.sessions and not self.sessions[one].closing:
+                self.do(self.exchange.session_data, SessionId(one), acks, self.now)
+
+    def close(self, number: int) -> None:
+        del self.sessions[number]
+        self.do(self.exchange.session_closed, SessionId(number), self.now)
+
+    # -- the stub and the monitor --------------------------------------------------------------------------------
+
+    def connect(self, *, fails: bool = False) -> None:
+        """Carry out the connection that the exchange asked for."""
+        if not self.wants_connection:
+            return
+        self.wants_connection = False
+        if fails or not self.machine.alive:
+            self.do(self.exchange.stub_failed, "no stub there", self.now)
+            return
+        running = self.machine.running
+        if self.should_run is None:
+            self.should_run = running
+        self.was_connected = True
+        self.machine.connect()
+        self.do(self.exchange.stub_connected, self.now, running=running)
+
+    def deliver(self, most: int = 1 << 30) -> None:
+        """Deliver what the stub sent, at most so many bytes of it."""
+        data = bytes(self.machine.output[:most])
+        del self.machine.output[:most]
+        if data and self.machine.connected:
+            if not self.machine.output:
+                self._foreign = False
+            self.do(self.exchange.stub_data, data, self.now)
+
+    def drop(self) -> None:
+        """The stub's connection is lost; the machine lives on."""
+        if self.machine.connected:
+            self.machine.close()
+            self.do(self.exchange.stub_closed, "connection lost", self.now)
+
+    def die(self) -> None:
+        """The hypervisor is killed."""
+        was = self.machine.connected
+        self.machine.die()
+        self.should_run = None
+        if was:
+            self.do(self.exchange.stub_closed, "connection lost", self.now)
+
+    def revive(self) -> None:
+        """The hypervisor is started again."""
+        if not self.machine.alive:
+            self.machine = Machine()
+            self.should_run = True
+            self._foreign = False
+
+    def left(self) -> None:
+        """Finish the closing of the stub's connection that the exchange asked for."""
+        if self.closing is None:
+            return
+        run, self.closing = self.closing, None
+        if (
+            run
+            and self.machine.alive
+            and not self.machine.running
+            and self.machine.detail in ("paused", "debug")
+        ):
+            self.machine.start()
+        self.do(self.exchange.stub_left, self.now)
+
+    def answer(self) -> None:
+        """Answer one query of the monitor."""
+        if self.queries:
+            self.queries -= 1
+            machine = self.machine
+            status = MachineStatus(machine.running, machine.detail) if machine.alive else MachineStatus(None)
+            self.do(self.exchange.machine_status, status, self.now)
+
+    def notify(self) -> None:
+        """Deliver the monitor's oldest event."""
+        if self.machine.events:
+            self.do(self.exchange.machine_runs, self.now, runs=self.machine.events.pop(0))
+
+    def pause(self, *, panic: bool = False) -> None:
+        """Somebody else stops the machine."""
+        if self.machine.running:
+            # While the relay goes back for what it left behind, nobody can tell who stopped the machine.
+            lost = self.journalled.attached and not self.machine.connected
+            self.should_run = None if lost else False
+            self._foreign = True
+            if panic:
+                self.machine.panic()
+            else:
+                self.machine.halt(2)
+            self.check()
+
+    def resume(self) -> None:
+        """Somebody else resumes the machine."""
+        if self.machine.alive and not self.machine.running:
+            # Until the relay was told, it may send to the stub what it would send to a guest that stands still.
+            self._crossed = self.machine.connected
+            self.machine.start()
+            self.should_run = True
+            self._foreign = False
+            self.check()
+
+    def elapse(self, seconds: float) -> None:
+        self.now += seconds
+        deadline = self.exchange.deadline
+        if deadline is not None and deadline <= self.now:
+            self.do(self.exchange.expire, self.now)
+
+    # -- what must hold ------------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        machine = self.machine
+        if self._crossed and (self.exchange.client.state is State.RUNNING) == machine.running:
+            self._crossed = bool(machine.output or machine.events or self.queries)
+            machine.spoilt.clear()
+        assert self._crossed or not machine.spoilt, f"a running guest was sent {machine.spoilt!r}"
+        if self.journalled.attached or machine.connected:
+            assert frozenset(machine.breakpoints) <= self.journal, "a breakpoint stands that no journal names"
+        else:
+            assert not machine.breakpoints, "a breakpoint stands, and the journal says that nothing is left"
+
+    def settle(self) -> None:
+        """Let everything that is under way end, in the usual order; what waits for the guest goes on waiting."""
+        for _ in range(300):
+            before = self.now
+            busy = bool(self.machine.output) or self.wants_connection or self.closing is not None
+            busy = busy or bool(self.queries) or bool(self.machine.events)
+            self.connect()
+            self.deliver()
+            self.answer()
+            self.notify()
+            self.left()
+            for number in [number for number, session in self.sessions.items() if session.closing]:
+                self.close(number)
+                busy = True
+            deadline = self.exchange.deadline
+            if not busy and deadline is not None:
+                self.elapse(max(0.0, deadline - before))
+                busy = True
+            if not busy:
+                return
+        raise AssertionError("it does not come to rest")
+
+    def leave(self) -> None:
+        """Close every session, settle, and check what must hold when nobody is there."""
+        for number in tuple(self.sessions):
+            if number in self.sessions:
+                self.close(number)
+        self.settle()
+        machine = self.machine
+        if self.journalled.attached:
+            # The stub could not be reached to clean it: that was said, and the next to come does it.
+            assert self.reports[-1].kind == "debugger.left_behind"
+            if not machine.alive:
+                return
+            self.ask(self.open(), b"?")
+            self.settle()
+            for number in tuple(self.sessions):
+                self.close(number)
+            self.settle()
+            self.should_run = None
+        assert self.exchange.sharing.phase is Phase.ABSENT
+        assert not machine.connected
+        assert not machine.breakpoints, f"left behind: {machine.breakpoints}"
+        assert not self.journalled.attached
+        if machine.alive and self.should_run is not None and (self.resume_on_leave or not self.was_connected):
+            assert machine.running is self.should_run, f"runs: {machine.running}"
