@@ -168,8 +168,13 @@ def _ask(connection: socket.socket, method: str, path: str, body: bytes | None) 
     client.sock = connection
     headers = {"Connection": "close"} | ({"Content-Type": "application/json"} if body is not None else {})
     try:
-        client.request(method, path, body, headers)
-        answer = client.getresponse()
+        try:
+            client.request(method, path, body, headers)
+        except (BrokenPipeError, ConnectionResetError):
+            # A relay that has too many connections, or wants no such body, answers before it has read all.
+            pass
+        answer = HTTPResponse(connection, method=method)
+        answer.begin()
     except TimeoutError as error:
         raise RelayDown(f"the relay did not answer within {ANSWER_SECONDS:g} s") from error
     except (OSError, HTTPException) as error:

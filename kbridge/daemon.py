@@ -109,6 +109,9 @@ class Daemon:
         if console is not None:
             await console.stop()
         guest = self.guests.pop(name)
+        if self._control is not None:
+            # Those who follow its record must let go of it before it is closed.
+            self._control.guest_gone()
         await guest.stop()
         try:
             guest.runtime.rmdir()

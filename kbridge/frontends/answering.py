@@ -81,7 +81,7 @@ class Answering:
                 form = getattr(call.query, "format")  # noqa: B009 (each streamed query has one)
                 self._stream(stream(call), media_types[form])
             case routes.Upgrades(run=session):
-                self._upgrade(lambda: session(call))
+                self._upgrade(session(call))
             case routes.Describes():
                 self._send(200, "application/json", _dump(document()))
             case _:
@@ -189,17 +189,15 @@ class Answering:
         self._connection.stream(stream)
         stream.start()
 
-    def _upgrade(self, open_session: Callable[[], SocketSession]) -> None:
-        headers = [
-            (name, value)
-            for name, values in self._request.requestHeaders.getAllRawHeaders()
-            for value in values
-        ]
+    def _upgrade(self, session: SocketSession) -> None:
+        raw = self._request.requestHeaders.getAllRawHeaders()
+        headers = [(name, value) for name, values in raw for value in values]
         try:
             connection, answer = websockets.accept(headers, self._request.uri)
         except ValueError as error:
+            session.stop()
             raise ProblemError(Kind.BAD_REQUEST, str(error)) from None
-        self._connection.upgrade(connection, answer, open_session())
+        self._connection.upgrade(connection, answer, session)
 
 
 def _validated(read: Callable[[type[BaseModel]], BaseModel], model: type[BaseModel]) -> BaseModel:

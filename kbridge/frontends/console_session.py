@@ -7,6 +7,7 @@ invariant   what waits for a slow peer is one cursor and at most one notice of e
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 from pydantic import TypeAdapter, ValidationError
@@ -28,7 +29,7 @@ from kbridge.frontends.typist import Typist
 from kbridge.frontends.window import window_start
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from twisted.python.failure import Failure
 
@@ -62,6 +63,7 @@ class ConsoleSession:
         self._wake: Callable[[], None] = _nobody
         self._stops: list[Callable[[], None]] = []
         self._breaking = False
+        self._acting = False
 
     @property
     def ended(self) -> str:
@@ -82,7 +84,7 @@ class ConsoleSession:
 
     def next(self) -> str | bytes | None:
         """Return the next message: notices first, they are few."""
-        if not self._alive():
+        if self._acting or not self._alive():
             return None
         if self._pen_due:
             self._pen_due = False
@@ -102,7 +104,8 @@ class ConsoleSession:
         if self._read_only:
             self._say("you joined to read only: what you type is discarded")
         elif data:
-            self._typist.type(data)
+            with self._action():
+                self._typist.type(data)
 
     def text_received(self, text: str) -> None:
         """Take a request; raises ``ValueError`` when it is none."""
@@ -117,12 +120,14 @@ class ConsoleSession:
             case BreakMessage(sysrq=key):
                 self._break(key)
             case PenMessage(action="take", force=force):
-                try:
-                    self._typist.take(force=force)
-                except LineError as error:
-                    self._say(str(error))
+                with self._action():
+                    try:
+                        self._typist.take(force=force)
+                    except LineError as error:
+                        self._say(str(error))
             case PenMessage():
-                self._typist.release()
+                with self._action():
+                    self._typist.release()
 
     def stop(self) -> None:
         """End; the pen is laid down."""
@@ -155,13 +160,28 @@ class ConsoleSession:
         failure.trap(KbridgeError)
         self._say(str(failure.value))
 
+    @contextmanager
+    def _action(self) -> Iterator[None]:
+        """Hold back what changes within until it is done: whose the pen is, is not settled before."""
+        self._acting = True
+        try:
+            yield
+        finally:
+            self._acting = False
+        if self._pen_due or self._words:
+            self._wake()
+
     def _say(self, words: str) -> None:
         self._words = [*self._words, words][-MOST_WORDS:]
-        self._wake()
+        self._tell()
 
     def _pen_changed(self, _holder: str | None) -> None:
         self._pen_due = True
-        self._wake()
+        self._tell()
+
+    def _tell(self) -> None:
+        if not self._acting:
+            self._wake()
 
     def _line_changed(self, state: LineState, reason: str) -> None:
         self._line_due = LineNotice(state=state.value, reason=reason)

@@ -149,6 +149,8 @@ class ControlChannel(http.HTTPChannel):
         self._socket: websockets.WebSocket | None = None
         self._stream: LogStream | None = None
         self._deaf = False
+        self._full = False
+        self._answered: http.Request | None = None
 
     def connectionMade(self) -> None:  # noqa: N802 (Twisted's name)
         """Begin."""
@@ -172,6 +174,31 @@ class ControlChannel(http.HTTPChannel):
             self._socket.dataReceived(data)
         else:
             http.HTTPChannel.rawDataReceived(self, data)
+
+    def pauseProducing(self) -> None:  # noqa: N802 (Twisted's name)
+        """Told by the transport that the peer does not read as fast: read no more of what it sends.
+
+        Twisted's own goes on reading while an answer is under way, and keeps it all.
+        """
+        self._full = True
+        http.HTTPChannel.pauseProducing(self)
+        self.transport.pauseProducing()
+
+    def resumeProducing(self) -> None:  # noqa: N802 (Twisted's name)
+        """Told by the transport that it is empty."""
+        self._full = False
+        self.transport.resumeProducing()
+        http.HTTPChannel.resumeProducing(self)
+        if self._answered is not None:
+            answered, self._answered = self._answered, None
+            http.HTTPChannel.requestDone(self, answered)
+
+    def requestDone(self, request: http.Request) -> None:  # noqa: N802 (Twisted's name)
+        """Go on to the next request, once the peer has read the answer: a thousand fit in one read of ours."""
+        if self._full:
+            self._answered = request
+        else:
+            http.HTTPChannel.requestDone(self, request)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:  # noqa: N802 (Twisted's name)
         """End."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, Final
 
+import h11
 from twisted.internet.interfaces import IPushProducer
 from twisted.logger import Logger
 from wsproto.connection import Connection, ConnectionState, ConnectionType
@@ -45,7 +46,7 @@ def accept(headers: list[tuple[bytes, bytes]], target: bytes) -> tuple[Connectio
     try:
         handshake.initiate_upgrade_connection(headers, target)
         answer = handshake.send(AcceptConnection())
-    except RemoteProtocolError as error:
+    except (RemoteProtocolError, h11.ProtocolError, UnicodeError) as error:
         raise ValueError(f"this is no WebSocket upgrade: {error}") from error
     connection = handshake.connection
     assert connection is not None
