@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from random import Random
 
 from rsp.stub import packet
@@ -23,46 +24,49 @@ def _breakpoint(chance: Random) -> bytes:
     return b"%d,%x,%x" % (kind, address, chance.choice((1, 4, 8)))
 
 
+def _chosen(*payloads: bytes) -> Callable[[Random], bytes]:
+    return lambda chance: chance.choice(payloads)
+
+
+def _read(chance: Random) -> bytes:
+    return b"%c%s,%x" % (chance.choice(b"mx"), _address(chance), chance.choice((0, 1, 8, 64, 2100, 9000)))
+
+
+def _write(chance: Random) -> bytes:
+    data = bytes(chance.randrange(256) for _ in range(chance.randrange(5)))
+    return b"M%s,%x:%s" % (_address(chance), len(data), data.hex().encode())
+
+
+def _object(chance: Random) -> bytes:
+    kind, annex = chance.choice(
+        ((b"features", b"target.xml"), (b"features", b"no.xml"), (b"threads", b""), (b"auxv", b""))
+    )
+    where = (chance.choice((0, 16, 9999)), chance.choice((0, 8, 4096)))
+    return b"qXfer:%s:read:%s:%x,%x" % (kind, annex, *where)
+
+
+_REQUESTS: tuple[Callable[[Random], bytes], ...] = (
+    _chosen(b"qSupported:multiprocess+;swbreak+;hwbreak+", b"qC", b"qAttached", b"qSymbol::"),
+    _chosen(b"?", b"vCont?", b"vMustReplyEmpty", b"qTStatus", b"QEnableErrorStrings"),
+    lambda chance: b"Hg" + chance.choice(THREADS),
+    lambda chance: b"Hc" + chance.choice(THREADS),
+    _chosen(b"g"),
+    lambda chance: b"p%x" % chance.randrange(12),
+    _read,
+    _read,
+    _write,
+    lambda chance: b"Z" + _breakpoint(chance),
+    lambda chance: b"Z" + _breakpoint(chance),
+    lambda chance: b"z" + _breakpoint(chance),
+    _object,
+    _chosen(b"qfThreadInfo", b"qsThreadInfo", b"qThreadExtraInfo,1", b"T1", b"T9"),
+    _chosen(b"P0=0000000000000000", b"G" + b"00" * 64, b"qRcmd,68656c70", b"vKill;1"),
+)
+
+
 def request(chance: Random) -> bytes:
     """A request that a debugger may send while the guest stands still, and that is answered once."""
-    match chance.randrange(16):
-        case 0:
-            return chance.choice(
-                (b"qSupported:multiprocess+;swbreak+;hwbreak+", b"qC", b"qAttached", b"qSymbol::")
-            )
-        case 1:
-            return chance.choice((b"?", b"vCont?", b"vMustReplyEmpty", b"qTStatus", b"QEnableErrorStrings"))
-        case 2:
-            return b"Hg" + chance.choice(THREADS)
-        case 3:
-            return b"Hc" + chance.choice(THREADS)
-        case 4:
-            return b"g"
-        case 5:
-            return b"p%x" % chance.randrange(12)
-        case 6 | 7:
-            return b"%c%s,%x" % (
-                chance.choice(b"mx"),
-                _address(chance),
-                chance.choice((0, 1, 8, 64, 2100, 9000)),
-            )
-        case 8:
-            data = bytes(chance.randrange(256) for _ in range(chance.randrange(5)))
-            return b"M%s,%x:%s" % (_address(chance), len(data), data.hex().encode())
-        case 9 | 10 | 11:
-            return b"Z" + _breakpoint(chance)
-        case 12:
-            return b"z" + _breakpoint(chance)
-        case 13:
-            kind, annex = chance.choice(
-                ((b"features", b"target.xml"), (b"features", b"no.xml"), (b"threads", b""), (b"auxv", b""))
-            )
-            where = (chance.choice((0, 16, 9999)), chance.choice((0, 8, 4096)))
-            return b"qXfer:%s:read:%s:%x,%x" % (kind, annex, *where)
-        case 14:
-            return chance.choice((b"qfThreadInfo", b"qsThreadInfo", b"qThreadExtraInfo,1", b"T1", b"T9"))
-        case _:
-            return chance.choice((b"P0=0000000000000000", b"G" + b"00" * 64, b"qRcmd,68656c70", b"vKill;1"))
+    return chance.choice(_REQUESTS)(chance)
 
 
 def resume(chance: Random) -> bytes:

@@ -193,7 +193,7 @@ class World:
             self.do(self.exchange.stub_failed, "no stub there", self.now)
             return
         running = self.machine.running
-        if self.should_run is None:
+        if self.should_run is None and not self.journalled.attached:
             self.should_run = running
         self.was_connected = True
         self.machine.connect()
@@ -261,7 +261,8 @@ class World:
         if self.machine.running:
             # While the relay goes back for what it left behind, nobody can tell who stopped the machine.
             lost = self.journalled.attached and not self.machine.connected
-            self.should_run = None if lost else False
+            greeting = self.exchange.client.state is State.GREETING
+            self.should_run = None if lost or greeting else False
             self._foreign = True
             if panic:
                 self.machine.panic()

@@ -1,0 +1,560 @@
+"""The client half on a stub like QEMU's: what it sends, what it makes of the answers, how it ends."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from random import Random
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rsp import grammar
+from rsp.stub import DESCRIPTION, REGISTERS, Machine, memory_at, packet
+
+from gdbstubs.client import State, StubClient
+from gdbstubs.dialects import PLAIN, QEMU, Dialect
+from gdbstubs.errors import EBUSY, EIO, ESRCH, LinkFailed, RemoteProtocolError, TargetError
+from gdbstubs.target import (
+    Action,
+    Breakpoint,
+    BreakpointKind,
+    Ended,
+    Halted,
+    Motion,
+    Thread,
+    ThreadId,
+)
+
+ONE, TWO = ThreadId(1), ThreadId(2)
+HERE = Breakpoint(BreakpointKind.SOFTWARE, 0x1000, 1)
+UNMAPPED = 0x14
+"""What QEMU writes for EFAULT: its digits are decimal, the protocol's hexadecimal."""
+GO, STEP = (Action(Motion.CONTINUE),), (Action(Motion.STEP, ONE), Action(Motion.CONTINUE))
+
+
+class Bench:
+    """A client on a machine's stub."""
+
+    def __init__(self, dialect: Dialect = QEMU, machine: Machine | None = None) -> None:
+        self.machine = machine or Machine()
+        self.words: list[str] = []
+        self.client = StubClient(dialect, self.words.append)
+        self.answers: list[Any] = []
+
+    def connect(self) -> Bench:
+        self.machine.connect()
+        self.client.connected(self.answers.append)
+        self.exchange()
+        return self
+
+    def exchange(self) -> None:
+        """Carry bytes both ways until there are none."""
+        for _ in range(1000):
+            data = self.client.take_output()
+            self.machine.receive(data)
+            said = bytes(self.machine.output)
+            self.machine.output.clear()
+            if not data and not said:
+                return
+            self.client.receive(said)
+        raise AssertionError("it never ends")
+
+    def ask(self, operation: Any, *arguments: Any) -> Any:
+        """Do one operation and return its only answer."""
+        count = len(self.answers)
+        operation(*arguments, self.answers.append)
+        self.exchange()
+        assert len(self.answers) == count + 1
+        return self.answers[-1]
+
+    def seen(self) -> list[bytes]:
+        seen, self.machine.seen = self.machine.seen, []
+        return seen
+
+
+@pytest.fixture
+def bench() -> Bench:
+    made = Bench().connect()
+    made.seen()
+    return made
+
+
+def error(answer: object) -> TargetError:
+    assert isinstance(answer, TargetError), answer
+    return answer
+
+
+# ── greeting ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_greeting_asks_what_the_stub_can_do_and_why_it_stands() -> None:
+    bench = Bench().connect()
+    assert bench.answers == [Halted(5, ONE)]
+    assert bench.client.state is State.STOPPED
+    assert [one.partition(b":")[0] for one in bench.seen()] == [b"qSupported", b"vCont?", b"?"]
+    assert bench.client.deadline is None
+
+
+def test_the_stop_that_connecting_caused_answers_nothing() -> None:
+    bench = Bench()
+    bench.machine.connect()
+    bench.client.connected(bench.answers.append)
+    bench.client.receive(packet(b"T02thread:01;"))
+    assert bench.answers == []
+    assert bench.client.state is State.GREETING
+    bench.machine.output.clear()
+    bench.exchange()
+    assert bench.answers == [Halted(5, ONE)]
+
+
+def test_a_stub_that_can_do_nothing_is_greeted_too() -> None:
+    bench = Bench(PLAIN)
+    bench.client.connected(bench.answers.append)
+    sent = []
+    for reply in (b"", b"", b"S05"):
+        sent.append(bench.client.take_output())
+        bench.client.receive(b"+" + packet(reply))
+    assert sent[0].startswith(b"$qSupported:swbreak+")
+    assert sent[1:] == [b"+" + packet(b"vCont?"), b"+" + packet(b"?")]
+    assert bench.answers == [Halted(5)]
+    bench.client.resume(GO, bench.answers.append)
+    assert bench.client.take_output() == b"+" + packet(b"c")
+
+
+def test_no_ack_mode_is_entered_where_it_is_offered() -> None:
+    client = StubClient(QEMU, lambda words: None)
+    answers: list[Any] = []
+    client.connected(answers.append)
+    client.take_output()
+    client.receive(b"+" + packet(b"QStartNoAckMode+;PacketSize=4000"))
+    assert packet(b"QStartNoAckMode") in client.take_output()
+    client.receive(b"+" + packet(b"OK") + packet(b"vCont;c;s") + packet(b"T05"))
+    client.take_output()
+    client.read_registers(ONE, answers.append)
+    client.receive(packet(b"OK") + packet(b"0011"))
+    assert answers == [Halted(5), b"\x00\x11"]
+    assert b"+" not in client.take_output().replace(b"vCont", b"")
+
+
+@pytest.mark.parametrize("size", [b"", b"zz", b"-", b"1x"])
+def test_a_packet_size_that_is_no_number_breaks_the_protocol(size: bytes) -> None:
+    client = StubClient(QEMU, lambda words: None)
+    answers: list[Any] = []
+    client.connected(answers.append)
+    with pytest.raises(RemoteProtocolError, match="PacketSize"):
+        client.receive(packet(b"PacketSize=" + size))
+
+
+def test_connecting_again_begins_anew(bench: Bench) -> None:
+    assert bench.ask(bench.client.insert, HERE) is None
+    bench.client.closed("lost")
+    bench.machine.close()
+    bench.connect()
+    assert bench.client.inserted == set()
+    assert not bench.machine.breakpoints
+
+
+# ── threads and registers ───────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_thread_is_selected_once(bench: Bench) -> None:
+    assert bench.ask(bench.client.read_registers, ONE) == REGISTERS
+    assert bench.ask(bench.client.read_register, ONE, 0) == REGISTERS[:8]
+    assert bench.ask(bench.client.read_memory, ONE, 0x1000, 4) == memory_at(0x1000, 4)
+    assert bench.seen() == [b"Hgp1.1", b"g", b"p0", b"m1000,4"]
+    bench.ask(bench.client.read_registers, TWO)
+    assert bench.seen() == [b"Hgp1.2", b"g"]
+
+
+def test_a_thread_that_is_refused_answers_nobody_and_is_selected_again(bench: Bench) -> None:
+    bench.ask(bench.client.read_registers, ONE)
+    refused: list[Any] = []
+    answers: list[Any] = []
+    for number in range(2):
+        bench.client.read_register(ThreadId(0x3F), number, refused.append)
+    bench.client.read_register(ONE, 0, answers.append)
+    bench.exchange()
+    assert [error(one).errno for one in refused] == [ESRCH, ESRCH]
+    assert answers == [REGISTERS[:8]]
+    bench.seen()
+    assert error(bench.ask(bench.client.read_registers, ThreadId(0x3F))).errno == ESRCH
+    assert bench.seen()[0] == b"Hgp1.3f"
+
+
+def test_threads_are_listed_once_a_stop_with_what_is_said_of_them(bench: Bench) -> None:
+    listed = (Thread(ONE, "CPU#0 [running]"), Thread(TWO, "CPU#0 [running]"))
+    assert bench.ask(bench.client.list_threads) == listed
+    assert bench.ask(bench.client.is_alive, TWO) is True
+    assert bench.ask(bench.client.is_alive, ThreadId(9)) is False
+    assert bench.seen() == [
+        b"qfThreadInfo",
+        b"qsThreadInfo",
+        b"qsThreadInfo",
+        b"qThreadExtraInfo,p01.01",
+        b"qThreadExtraInfo,p01.02",
+    ]
+    bench.client.resume(STEP, bench.answers.append)
+    bench.exchange()
+    bench.machine.advance()
+    bench.exchange()
+    bench.ask(bench.client.list_threads)
+    assert b"qfThreadInfo" in bench.seen()
+
+
+def test_the_wire_s_own_thread_ids_are_used_again(bench: Bench) -> None:
+    bench.ask(bench.client.list_threads)
+    bench.seen()
+    bench.ask(bench.client.read_registers, TWO)
+    assert bench.seen() == [b"Hgp01.02", b"g"]
+
+
+def test_the_description_is_read_whole_and_once(bench: Bench) -> None:
+    assert bench.ask(bench.client.read_description, "target.xml") == DESCRIPTION
+    assert bench.ask(bench.client.read_description, "none.xml") is None
+    bench.seen()
+    assert bench.ask(bench.client.read_description, "target.xml") == DESCRIPTION
+    assert bench.ask(bench.client.read_description, "none.xml") is None
+    assert bench.seen() == []
+
+
+def test_registers_are_written(bench: Bench) -> None:
+    assert bench.ask(bench.client.write_register, ONE, 16, b"\x00\x10") is None
+    assert bench.ask(bench.client.write_registers, ONE, b"\x01\x02") is None
+    assert bench.seen() == [b"Hgp1.1", b"P10=0010", b"G0102"]
+
+
+# ── memory ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0x1000, 0xFF000), st.integers(1, 9000))
+def test_a_read_of_any_size_is_put_together(address: int, length: int) -> None:
+    bench = Bench().connect()
+    length = min(length, 0x100000 - address)
+    assert bench.ask(bench.client.read_memory, ONE, address, length) == memory_at(address, length)
+    assert all(len(payload) * 2 < 4096 for payload in bench.seen())
+
+
+def test_a_large_read_ends_where_memory_does(bench: Bench) -> None:
+    most = (4096 - 32) // 2
+    end = 0x100000
+    assert bench.ask(bench.client.read_memory, ONE, end - most, 3 * most) == memory_at(end - most, most)
+    assert error(bench.ask(bench.client.read_memory, ONE, end, 3 * most)).errno == UNMAPPED
+    assert error(bench.ask(bench.client.read_memory, ONE, end, 8)).errno == UNMAPPED
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.binary(max_size=9000))
+def test_a_write_of_any_size_arrives(data: bytes) -> None:
+    bench = Bench().connect()
+    assert bench.ask(bench.client.write_memory, ONE, 0x1000, data) is None
+    assert bytes(bench.machine.memory[0x1000 + offset] for offset in range(len(data))) == data
+    assert all(len(payload) <= 4096 for payload in bench.seen())
+
+
+def test_a_write_stops_at_the_first_piece_that_fails(bench: Bench) -> None:
+    assert error(bench.ask(bench.client.write_memory, ONE, 0x100000 - 2000, b"a" * 9000)).errno == UNMAPPED
+    assert sum(payload.startswith(b"M") for payload in bench.seen()) <= 2
+
+
+# ── breakpoints ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_what_is_inserted_is_known_until_it_is_removed(bench: Bench) -> None:
+    bench.client.insert(HERE, bench.answers.append)
+    assert bench.client.inserted == {HERE}, "it may stand from here on"
+    bench.exchange()
+    assert bench.answers[-1] is None
+    assert set(bench.machine.breakpoints) == {(0, 0x1000, 1)}
+    assert bench.ask(bench.client.remove, HERE) is None
+    assert bench.client.inserted == set()
+    assert not bench.machine.breakpoints
+
+
+def test_what_the_stub_refuses_does_not_stand(bench: Bench) -> None:
+    nowhere = Breakpoint(BreakpointKind.SOFTWARE, 1 << 40, 1)
+    assert isinstance(bench.ask(bench.client.insert, nowhere), TargetError)
+    assert bench.client.inserted == set()
+    assert isinstance(bench.ask(bench.client.remove, HERE), TargetError)
+
+
+def test_what_was_asked_of_a_stub_that_is_lost_may_stand(bench: Bench) -> None:
+    bench.client.insert(HERE, bench.answers.append)
+    bench.client.closed("lost")
+    assert isinstance(bench.answers[-1], TargetError)
+    assert bench.client.inserted == {HERE}
+
+
+# ── running ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def running(bench: Bench) -> list[Any]:
+    stops: list[Any] = []
+    bench.client.resume(GO, stops.append)
+    bench.exchange()
+    assert bench.machine.running
+    bench.seen()
+    return stops
+
+
+def test_a_resume_waits_for_what_was_asked_before_it(bench: Bench) -> None:
+    answers: list[Any] = []
+    bench.client.read_memory(ONE, 0x1000, 9000, answers.append)
+    bench.client.insert(HERE, answers.append)
+    bench.client.resume(GO, answers.append)
+    while not bench.machine.running:
+        bench.machine.receive(bench.client.take_output())
+        bench.client.receive(bytes(bench.machine.output))
+        bench.machine.output.clear()
+    assert answers == [memory_at(0x1000, 9000), None]
+    assert bench.machine.seen[-1] == b"vCont;c"
+    bench.machine.advance()
+    bench.exchange()
+    assert answers[2:] == [Halted(5, ONE)]
+    assert not bench.machine.spoilt
+
+
+def test_more_requests_than_the_pipeline_holds_are_answered_in_order(bench: Bench) -> None:
+    answers: list[Any] = []
+    for address in range(0x1000, 0x1000 + 200):
+        bench.client.read_memory(ONE, address, 1, answers.append)
+    bench.exchange()
+    assert b"".join(answers) == memory_at(0x1000, 200)
+
+
+def test_nothing_is_sent_to_a_running_target_but_one_interrupt(bench: Bench) -> None:
+    stops = running(bench)
+    client = bench.client
+    answers: list[Any] = []
+    for ask in (
+        lambda: client.read_registers(ONE, answers.append),
+        lambda: client.read_memory(ONE, 0x1000, 9000, answers.append),
+        lambda: client.write_memory(ONE, 0x1000, b"a", answers.append),
+        lambda: client.insert(HERE, answers.append),
+        lambda: client.remove(HERE, answers.append),
+        lambda: client.list_threads(answers.append),
+        lambda: client.why_stopped(answers.append),
+        lambda: client.resume(GO, answers.append),
+        lambda: client.detach(answers.append),
+        lambda: client.read_description("new.xml", answers.append),
+    ):
+        ask()
+        assert error(answers[-1]).errno == EBUSY
+    assert client.take_output() == b""
+    client.interrupt()
+    client.interrupt()
+    assert client.take_output() == b"\x03"
+    bench.machine.receive(b"\x03")
+    bench.exchange()
+    assert stops == [Halted(2, ONE)]
+    assert client.interrupt_sent
+    client.interrupt()
+    assert client.take_output() == b""
+
+
+def test_text_of_the_target_is_passed_on(bench: Bench) -> None:
+    stops = running(bench)
+    bench.client.receive(packet(b"O" + b"hello\xff".hex().encode()))
+    assert bench.words == ["hello\N{REPLACEMENT CHARACTER}"]
+    assert stops == []
+    with pytest.raises(RemoteProtocolError, match="printed"):
+        bench.client.receive(packet(b"Oxyz"))
+
+
+def test_file_requests_of_the_target_are_refused(bench: Bench) -> None:
+    stops = running(bench)
+    bench.client.receive(packet(b"Fopen,1/2,0,0"))
+    assert packet(b"F-1,1") in bench.client.take_output()
+    assert stops == []
+
+
+@pytest.mark.parametrize(
+    ("reply", "stop"),
+    [
+        (b"S05", Halted(5)),
+        (b"T05", Halted(5)),
+        (b"T05thread:p01.02;", Halted(5, TWO)),
+        (b"T05thread:2;watch:ffff810000001000;", Halted(5, TWO, ("watch", "ffff810000001000"))),
+        (b"T05swbreak:;thread:1;unknown:x;", Halted(5, ONE, ("swbreak", ""))),
+        (b"T05core:0;10:0011;", Halted(5)),
+        (b"W00", Ended(0)),
+        (b"W2a;process:1", Ended(0x2A)),
+        (b"X09", Ended(None, 9)),
+    ],
+    ids=repr,
+)
+def test_stop_replies(bench: Bench, reply: bytes, stop: Halted | Ended) -> None:
+    stops = running(bench)
+    bench.client.receive(packet(reply))
+    assert stops == [stop]
+    assert bench.client.state is State.STOPPED
+
+
+@pytest.mark.parametrize(
+    "reply", [b"T", b"T5", b"Txx", b"T05thread:zz;", b"OK", b"E01", b"E.no", b"hello", b"", b"W", b"\xff"]
+)
+def test_a_stop_reply_that_makes_no_sense_is_an_error_for_who_resumed(bench: Bench, reply: bytes) -> None:
+    stops = running(bench)
+    bench.client.receive(packet(reply))
+    assert len(stops) == 1
+    assert isinstance(stops[0], TargetError)
+
+
+def test_another_witness_of_a_stop_and_of_a_resume(bench: Bench) -> None:
+    stops = running(bench)
+    bench.client.assume_stopped(Halted(2, words="the monitor says so"))
+    assert stops == [Halted(2, words="the monitor says so")]
+    # The stub's own word, late, is taken for nothing else.
+    bench.machine.running = False
+    bench.client.read_registers(ONE, bench.answers.append)
+    bench.client.receive(packet(b"T02thread:01;"))
+    bench.exchange()
+    assert bench.answers[-1] == REGISTERS
+    bench.client.assume_running()
+    assert bench.client.state is State.RUNNING
+    waiting: list[Any] = []
+    bench.client.await_stop(waiting.append)
+    bench.client.receive(packet(b"T05thread:01;"))
+    assert waiting == [Halted(5, ONE)]
+
+
+# ── loss and silence ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_everything_that_waits_is_answered_once_when_the_connection_is_lost(bench: Bench) -> None:
+    answers: list[Any] = []
+    client = bench.client
+    for _ in range(100):
+        client.read_memory(ONE, 0x1000, 5000, answers.append)
+    client.write_memory(ONE, 0x1000, b"a" * 5000, answers.append)
+    client.list_threads(answers.append)
+    client.read_description("new.xml", answers.append)
+    client.insert(HERE, answers.append)
+    client.resume(GO, answers.append)
+    client.closed("the peer closed the connection")
+    client.closed("twice")
+    assert len(answers) == 105
+    assert {str(error(one)) for one in answers} == {"the peer closed the connection"}
+    assert client.take_output() == b""
+    assert client.deadline is None
+    client.receive(packet(b"OK"))
+    assert len(answers) == 105
+    assert error(bench.ask(client.read_registers, ONE)).errno == EIO
+
+
+def test_a_resume_under_way_ends_when_the_connection_is_lost(bench: Bench) -> None:
+    stops = running(bench)
+    bench.client.closed("QEMU is gone")
+    assert stops == [Ended(signal=9, words="QEMU is gone")]
+
+
+def test_a_stub_that_does_not_answer_is_given_up(bench: Bench) -> None:
+    client = bench.client
+    client.now = 100.0
+    client.read_registers(ONE, bench.answers.append)
+    assert client.deadline == 130.0
+    client.now = 129.9
+    client.expire()
+    client.receive(packet(b"OK"))
+    assert client.deadline == 159.9
+    client.now = 160.0
+    with pytest.raises(RemoteProtocolError, match="did not answer within 30 s"):
+        client.expire()
+
+
+def test_a_running_target_has_no_deadline(bench: Bench) -> None:
+    running(bench)
+    assert bench.client.deadline is None
+
+
+def test_a_stub_that_does_not_acknowledge_is_given_up() -> None:
+    client = StubClient(replace(PLAIN, request_timeout=1000.0), lambda words: None)
+    client.connected(lambda stop: None)
+    for _ in range(5):
+        assert client.deadline is not None
+        client.now = client.deadline
+        client.expire()
+    assert client.deadline is not None
+    client.now = client.deadline
+    with pytest.raises(LinkFailed):
+        client.expire()
+
+
+def test_notifications_and_noise_change_nothing(bench: Bench) -> None:
+    bench.client.read_registers(ONE, bench.answers.append)
+    count = len(bench.answers)
+    bench.client.receive(b"%" + packet(b"Stop:T05thread:1;")[1:] + b"\x03\x00junk")
+    assert len(bench.answers) == count
+    bench.exchange()
+    assert bench.answers[-1] == REGISTERS
+
+
+def test_a_reply_that_is_too_long_breaks_the_protocol(bench: Bench) -> None:
+    bench.client.read_registers(ONE, bench.answers.append)
+    with pytest.raises(RemoteProtocolError, match="more than 1048576 bytes"):
+        bench.client.receive(b"$" + b"0" * ((1 << 20) + 1))
+
+
+OPERATIONS = {
+    "read_registers": (ONE,),
+    "read_register": (ONE, 3),
+    "read_memory": (ONE, 0x1000, 5000),
+    "write_memory": (ONE, 0x1000, b"abc"),
+    "write_registers": (ONE, b"abc"),
+    "insert": (HERE,),
+    "remove": (HERE,),
+    "list_threads": (),
+    "is_alive": (ONE,),
+    "read_description": ("target.xml",),
+    "resume": (STEP,),
+    "detach": (),
+}
+WORDS = [
+    b"",
+    b"OK",
+    b"E01",
+    b"E14",
+    b"E.words",
+    b"E",
+    b"m",
+    b"l",
+    b"mzz",
+    b"m1,",
+    b"l<x",
+    b"m}",
+    b"0",
+    b"00",
+    b"xx",
+    b"T05",
+    b"S",
+    b"W00",
+    b"O41",
+    b"OZ",
+    b"F1",
+    b"E1",
+    b"+",
+    b"1*~*~",
+]
+
+
+@settings(deadline=None, max_examples=400)
+@given(
+    st.sampled_from(sorted(OPERATIONS)),
+    st.lists(st.one_of(st.sampled_from(WORDS), st.binary(max_size=12)), max_size=14),
+    st.integers(0, 1 << 48),
+)
+def test_any_replies_end_in_an_answer_or_a_protocol_error(name: str, replies: list[bytes], seed: int) -> None:
+    bench = Bench().connect()
+    client, chance = bench.client, Random(seed)
+    answers: list[Any] = []
+    getattr(client, name)(*OPERATIONS[name], answers.append)
+    try:
+        for reply in replies:
+            data = packet(bytes(byte for byte in reply if byte not in b"$#"))
+            client.receive(data if chance.randrange(4) else grammar.mutated(chance, data))
+            client.take_output()
+    except (RemoteProtocolError, LinkFailed):
+        pass
+    client.closed("lost")
+    assert len(answers) == 1
