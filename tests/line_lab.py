@@ -29,8 +29,7 @@ class MemorySink:
 
     def __init__(self, ring_bytes: int = 1 << 20) -> None:
         self.ring = Ring.anonymous(ring_bytes)
-        self.window = self.ring.window
-        self.advance = self.ring.advance
+        self.receive = self.ring.receive
         self.notes: list[str] = []
 
     def line_opened(self, detail: str) -> None:

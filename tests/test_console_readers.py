@@ -109,7 +109,7 @@ class SocketReaders(TestCase):
         chance = random.Random(2)
         everything = b""
         seen_by_quick = b""
-        while len(everything) < 20 * RING:
+        while len(everything) < 40 * RING:
             piece = chance.randbytes(5000).replace(b"\r", b" ")
             self.recorder.append(piece)
             everything += piece

@@ -159,7 +159,7 @@ class UnixLines(LineTestCase):
             await until(all_there)
             delays.append(reactor.seconds() - began)
         assert sorted(delays)[len(delays) // 2] < 0.5
-        assert all(sink.ring.head > rounds * len(flood) for sink in sinks[:10])
+        assert all(sink.ring.head > len(flood) for sink in sinks[:10])
 
     async def test_many_trickling_lines_are_coalesced_and_lose_nothing(self) -> None:
         listener = self.listen()
@@ -190,14 +190,14 @@ class UnixLines(LineTestCase):
     async def test_a_bug_in_one_sink_does_not_end_the_others(self) -> None:
         listener = self.listen()
         broken, whole = MemorySink(), MemorySink()
+        def receive(read_into: object) -> int:
+            raise ZeroDivisionError("a bug")
+
+        broken.receive = receive  # type: ignore[method-assign]
         first = self.open_line(Unix(self.path), broken)
         self.open_line(Unix(self.path), whole)
         peers = self.accept(listener, 2)
 
-        def advance(count: int) -> None:
-            raise ZeroDivisionError("a bug")
-
-        broken.advance = advance  # type: ignore[method-assign]
         for peer in peers:
             peer.send(b"text")
         await until(lambda: whole.data == b"text")

@@ -28,7 +28,7 @@ _BACK_BYTES: Final = 65536
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """Console bytes that came at ``wall_ns`` or up to 20 ms later.
+    """Console bytes that came at ``wall_ns`` or up to 50 ms later.
 
     Text older than the index came before ``wall_ns``; it is 0 if there is no index.
     """

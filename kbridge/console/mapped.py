@@ -27,6 +27,7 @@ from kbridge.errors import RecordError
 
 HEADER_BYTES: Final = 4096
 VERSION: Final = 1
+NOT_IN_FLIGHT: Final = 0xFFFF_FFFF_FFFF_FFFF
 _CONSTANT: Final = struct.Struct("=8sIIQQ")
 _CRC: Final = struct.Struct("=I")
 _WORDS_AT: Final = 64
@@ -42,7 +43,7 @@ class Word(IntEnum):
     HEAD = 0
     """How much was ever written: bytes for the ring, entries for the index."""
     FLIGHT = 1
-    """How many bytes past the head a read in progress may have filled; 0 when there is none."""
+    """The head's offset while a read past it is in progress; any other number when there is none."""
     BASE = 2
     """The first offset that this file ever held."""
     CLEAN = 3
@@ -117,6 +118,7 @@ class MappedFile:
         made = cls(mapping, capacity, path, Former.NONE)
         made.words[Word.HEAD] = base
         made.words[Word.BASE] = base
+        made.words[Word.FLIGHT] = NOT_IN_FLIGHT
         made.words[Word.BOOT_HIGH], made.words[Word.BOOT_LOW] = boot_id()
         return made
 
@@ -139,7 +141,7 @@ class MappedFile:
         if not found.words[Word.CLEAN]:
             found.former = Former.KILLED if boot == boot_id() else Former.HOST_WENT_DOWN
         head, base = found.words[Word.HEAD], found.words[Word.BASE]
-        if base > head or found.words[Word.FLIGHT] > capacity:
+        if base > head:
             found.close()
             raise DamagedError(f"its counters contradict each other (head {head}, base {base})")
         found.words[Word.CLEAN] = 0

@@ -9,9 +9,9 @@ An offset counts every byte since the ring was first made; it never goes back.  
 
 A line reads into ``window()``, past the head, before ``advance`` moves it.  Therefore:
 
-- The word ``FLIGHT`` says how many bytes may be there while such a read goes on.  A writer killed just then
-  leaves it set: the bytes are there, how many is not known, and the next opening says "up to that many
-  bytes may be lost here".
+- The word ``FLIGHT`` is the head's offset while such a read goes on.  A writer killed just then leaves the two
+  equal: bytes may be there, how many is not known, and the next opening says "up to a window's length may be lost
+  here".
 - The ``window_bytes`` oldest bytes may be being overwritten at any time.  ``oldest`` leaves them out.
 """
 
@@ -21,10 +21,11 @@ import mmap
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Self
 
-from kbridge.console.mapped import DamagedError, Former, MappedFile, Word, set_aside
+from kbridge.console.mapped import NOT_IN_FLIGHT, DamagedError, Former, MappedFile, Word, set_aside
 from kbridge.errors import RecordError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 MAGIC: Final = b"kbRING\r\n"
@@ -121,7 +122,7 @@ class Ring(RingView):
         super().__init__(file)
         self._head = file.words[Word.HEAD]
         self.opening = opening
-        self._words[Word.FLIGHT] = 0
+        self._words[Word.FLIGHT] = NOT_IN_FLIGHT
 
     @classmethod
     def anonymous(cls, capacity: int) -> Self:
@@ -146,7 +147,7 @@ class Ring(RingView):
                 aside = set_aside(path, "damaged")
                 opening = Opening(Former.NONE, set_aside=aside, damage=str(error))
                 return cls(_made(path, capacity, base), opening)
-            opening = Opening(file.former, torn_bytes=file.words[Word.FLIGHT])
+            opening = Opening(file.former, torn_bytes=_torn_bytes(file))
             if file.capacity == capacity:
                 return cls(file, opening)
             try:
@@ -180,14 +181,38 @@ class Ring(RingView):
         """Return where the next bytes of the line go; ``advance`` must follow, with 0 when none came."""
         start = self._head % self.capacity
         view = self._body[start : start + self.window_bytes]
-        self._words[1] = len(view)  # Word.FLIGHT
+        self._words[1] = self._head  # Word.FLIGHT
         return view
 
     def advance(self, count: int) -> None:
         """Count ``count`` bytes of the last ``window()`` as received."""
         self._head += count
         self._words[0] = self._head  # Word.HEAD
-        self._words[1] = 0  # Word.FLIGHT
+        self._words[1] = NOT_IN_FLIGHT  # Word.FLIGHT
+
+    def receive(self, read_into: Callable[[memoryview], int]) -> int:
+        """Let ``read_into`` put the next bytes in place; it returns how many, and so does this.
+
+        What it raises (``OSError``) is passed on, and nothing was received then.  The same as ``window`` and
+        ``advance``, in one call: with a thousand lines what counts is how much memory a call touches.
+        """
+        head = self._head
+        start = head % self.capacity
+        view = self._body[start : start + self.window_bytes]
+        words = self._words
+        words[1] = head  # Word.FLIGHT
+        try:
+            count = read_into(view)
+        except OSError:
+            words[1] = NOT_IN_FLIGHT
+            raise
+        if count:
+            head += count
+            self._head = head
+            words[0] = head  # Word.HEAD: from here on FLIGHT is another offset, and means nothing
+        else:
+            words[1] = NOT_IN_FLIGHT
+        return count
 
     def append(self, data: bytes | memoryview) -> None:
         """Write bytes that are in memory already."""
@@ -203,6 +228,14 @@ class Ring(RingView):
         """Write the ring to the disk and mark it as closed."""
         if self._file.path is not None:
             self._file.sync()
+
+
+def _torn_bytes(file: MappedFile) -> int:
+    """Return how many bytes the last writer may have received past the head."""
+    head = file.words[Word.HEAD]
+    if file.words[Word.FLIGHT] != head:
+        return 0
+    return min(file.capacity // 4, MAX_WINDOW_BYTES, file.capacity - head % file.capacity)
 
 
 def _rounded(capacity: int) -> int:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import Enum
+from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar, assert_never
 
 from twisted.internet import defer
@@ -61,11 +62,11 @@ Listener = Callable[[LineState, str], None]
 class Sink(Protocol):
     """Where a line's bytes go: a ``Recorder``, or what tells packets from text before one."""
 
-    def window(self) -> memoryview:
-        """Return where the next bytes are to be put, at least one byte long."""
+    def receive(self, read_into: Callable[[memoryview], int]) -> int:
+        """Call ``read_into`` once with where the next bytes are to be put, at least one byte long.
 
-    def advance(self, count: int) -> None:
-        """Take ``count`` bytes that are now in the last window; follows each ``window()``, also with 0."""
+        It returns how many it put there, which is to be returned; what it raises is to be passed on.
+        """
 
     def line_opened(self, detail: str) -> None:
         """Note that the line is there."""
@@ -105,6 +106,25 @@ class ConsoleLine(Protocol):
 class Line:
     """A ``ConsoleLine`` over any transport."""
 
+    # As few pieces of memory as can be, for a thousand lines.
+    __slots__ = (
+        "_channel",
+        "_deadline",
+        "_delay",
+        "_listeners",
+        "_name",
+        "_opened_at",
+        "_opening",
+        "_poller",
+        "_queue",
+        "_reactor",
+        "_reason",
+        "_receive",
+        "_retry",
+        "_sink",
+        "_state",
+        "_transport",
+    )
     _log = Logger()
 
     def __init__(
@@ -125,6 +145,7 @@ class Line:
         self._retry: IDelayedCall | None = None
         self._delay = FIRST_RETRY_SECONDS
         self._opened_at = 0.0
+        self._receive: Callable[[], int]
 
     @property
     def state(self) -> LineState:
@@ -223,7 +244,8 @@ class Line:
             return
         self._channel = channel
         self._opened_at = self._reactor.seconds()
-        ready = self._read_text if channel.codec is None else self._read_coded
+        self._receive = partial(self._sink.receive, channel.read_into)
+        ready = self._read if channel.codec is None else self._read_coded
         self._poller.add(channel.fileno(), READ, ready, self._broken)
         self._sink.line_opened(self._name)
         self._change(LineState.OPEN, "")
@@ -296,71 +318,61 @@ class Line:
         for listener in self._listeners:
             listener(state, reason)
 
-    # Reading.  The window is taken before each read: it marks in the ring that bytes may be coming.
+    # Reading, once each time the poller calls.
 
-    def _read_text(self, events: int, reads: int) -> int:
-        channel = self._channel
-        assert channel is not None
-        total = 0
-        if events != WRITE:
-            sink = self._sink
-            for _ in range(reads):
-                window = sink.window()
-                try:
-                    count = channel.read_into(window)
-                except BlockingIOError:
-                    sink.advance(0)
-                    break
-                except OSError as error:
-                    sink.advance(0)
-                    self._lose(error.strerror or str(error))
-                    return total
-                sink.advance(count)
-                if not count:
-                    self._lose("the other end closed it")
-                    return total
-                total += count
-                if count < len(window) or self._channel is not channel:
-                    break
+    def _read(self, events: int) -> int:
+        receive = self._receive
+        try:
+            count = receive() if events != WRITE else -1
+        except BlockingIOError:
+            count = -1
+        except OSError as error:
+            self._lose(error.strerror or str(error))
+            return 0
+        if not count:
+            self._lose("the other end closed it")
+            return 0
         if events & WRITE:
             self._flush()
-        return total
+        return count
 
-    def _read_coded(self, events: int, _reads: int) -> int:
+    def _read_coded(self, events: int) -> int:
+        """Read a line on which not every byte is text."""
         channel = self._channel
         assert channel is not None
         codec = channel.codec
         assert codec is not None
-        total = 0
-        if events != WRITE:
-            window = self._sink.window()
+        answer = b""
+        on_wire = -1
+
+        def read_text_into(window: memoryview) -> int:
+            nonlocal answer, on_wire
             wire = bytearray(len(window))
-            try:
-                count = channel.read_into(memoryview(wire))
-            except BlockingIOError:
-                self._sink.advance(0)
-                return 0
-            except OSError as error:
-                self._sink.advance(0)
-                self._lose(error.strerror or str(error))
-                return 0
-            text, answer = codec.receive(bytes(wire[:count]))
+            on_wire = channel.read_into(memoryview(wire))
             # A codec only takes away, so the text fits where the wire's bytes would have.
+            text, answer = codec.receive(bytes(wire[:on_wire]))
             window[: len(text)] = text
-            self._sink.advance(len(text))
-            if not count:
-                self._lose("the other end closed it")
-                return 0
-            total = count
+            return len(text)
+
+        try:
+            if events != WRITE:
+                self._sink.receive(read_text_into)
             if answer and self._channel is channel:
-                try:
-                    self._send(channel, answer)
-                except LineError:
-                    self._lose("it sends commands but does not read the answers")
-                    return total
+                self._send(channel, answer)
+        except BlockingIOError:
+            on_wire = -1
+        except OSError as error:
+            self._lose(error.strerror or str(error))
+            return 0
+        except LineError:
+            self._lose("it sends commands but does not read the answers")
+            return 0
+        if not on_wire:
+            self._lose("the other end closed it")
+            return 0
         if events & WRITE:
             self._flush()
-        return total
+        return on_wire
 
     # Writing.
 

@@ -28,30 +28,29 @@ WRITE: Final = select.EPOLLOUT
 
 LINES_A_ROUND: Final = 64
 """At most so many lines are served before the reactor's other work has its turn (4 MB, 2 to 4 ms)."""
-FEW_LINES: Final = 8
-READS_WHEN_FEW: Final = 4
-"""With few ready lines each may be read so often in a round: a flood pays for fewer rounds."""
 
-# Coalescing.  When many lines trickle, a pause after a round lets several writes gather in each socket, and
-# one read fetches them all.  A pause may not hold up a guest, though.  A unix socket takes 278 bytes
-# written one by one (what QEMU's 16550 does), then its writer waits.  So a pause comes only
+# Coalescing.  When many lines trickle, a pause after a round lets several writes gather in each socket, and one
+# read fetches them all.  A pause may not hold up a guest, though.  A unix socket takes 278 bytes written one by
+# one (what QEMU's 16550 does), then its writer waits.  So a pause comes only
 #
-# - after a drained round in which BUSY_LINES or more lines were served: 32 lines that fill their 278 bytes
-# in each
-#   PAUSE give 1.8 MB/s together, more than a core can read of such bytes (1.2 MB/s), so the pause is not what
-#   limits them;
-# - and if none of them gave FULL_BYTES or more in one read: such a line may have waited for us, and as long
-# as one
-#   does there is no pause at all;
-# - never over a write: who types, or asks kgdb, waits for the answer (``wake``).
+# - after a drained round in which BUSY_LINES or more lines were served: 32 lines that fill their 278 bytes in
+#   each PAUSE give 1.8 MB/s together, more than a core can read of such bytes (1.2 MB/s), so the pause is not
+#   what limits them;
+# - and if none of them gave 256 to 320 bytes in one read: that is a socket full of single bytes, whose writer may
+#   have waited for us, and as long as there is one there is no pause at all (more than that fits only in larger
+#   pieces, of which a socket holds so many that 5 ms do not matter);
+# - never over a write: who types, or asks kgdb, waits for the answer (`wake`).
 #
 # One line, or thirty, are always read at once.
 BUSY_LINES: Final = 32
-FULL_BYTES: Final = 256
+FULL_BYTES: Final = range(256, 321)
 PAUSE_SECONDS: Final = 0.005
 
-Ready = Callable[[int, int], int]
-"""Called with epoll's events and how often it may read; returns how many bytes it read."""
+Ready = Callable[[int], int]
+"""Called with epoll's events; may read once, and returns how many bytes it read.
+
+A second read at once gains nothing that can be told from noise, and would take its turn from the readers.
+"""
 
 
 class LineReactor(Protocol):
@@ -119,7 +118,7 @@ class LinePoller:
     def writable(self, fd: int) -> Deferred[None]:
         """Return what fires once ``fd`` can be written to or has failed."""
 
-        def ready(_events: int, _reads: int) -> int:
+        def ready(_events: int) -> int:
             self.remove(fd)
             waiting.callback(None)
             return 0
@@ -156,16 +155,16 @@ class LinePoller:
         """Tell that the reactor is being stopped, or that the epoll itself broke."""
 
     def doRead(self) -> None:  # noqa: N802  (Twisted's name)
-        """Serve the lines that are ready now, each once or a few times."""
+        """Serve the lines that are ready now, each once."""
         events = self._epoll.poll(0, LINES_A_ROUND)
-        reads = READS_WHEN_FEW if len(events) < FEW_LINES else 1
         handlers = self._ready
+        full = FULL_BYTES
         for fd, mask in events:
             ready = handlers.get(fd)
             if ready is None:  # closed by a line served before it in this round
                 continue
             try:
-                if ready(mask, reads) >= FULL_BYTES:
+                if ready(mask) in full:
                     self._full = True
             except Exception:  # noqa: BLE001  a bug in one line ends that line, not all lines
                 self._log.failure("bug in reading a line")
