@@ -1,0 +1,52 @@
+"""The server under test in the console benchmarks: kbridge's recorder, lines and readers, and nothing else.
+
+Lines come on stdin, one endpoint a line, ended by an empty line.  Readers connect to ``DIRECTORY/readers``.
+"""
+
+from __future__ import annotations
+
+import resource
+import socket
+import sys
+from pathlib import Path
+
+from twisted.internet import epollreactor
+
+epollreactor.install()
+
+from twisted.internet import reactor  # noqa: E402
+
+from kbridge.console.readers import RingReader  # noqa: E402
+from kbridge.console.recorder import Recorder  # noqa: E402
+from kbridge.transports.endpoints import parse_endpoint  # noqa: E402
+from kbridge.transports.opening import open_line  # noqa: E402
+from kbridge.transports.poller import LinePoller  # noqa: E402
+from kbridge.transports.streams import Listener  # noqa: E402
+
+
+def main() -> None:
+    directory = Path(sys.argv[1])
+    ring_bytes = int(sys.argv[2])
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    poller = LinePoller(reactor)
+    recorders = []
+    lines = []
+    for number, text in enumerate(iter(sys.stdin.readline, "\n")):
+        recorder = Recorder(directory / f"line{number}", ring_bytes)
+        if not recorder.recording:
+            sys.exit(recorder.status)
+        recorders.append(recorder)
+        lines.append(open_line(reactor, poller, parse_endpoint(text.strip()), recorder))
+    readers = []
+
+    def serve(sock: socket.socket) -> None:
+        readers.append(RingReader(reactor, sock, recorders[0]))
+        print("reader", flush=True)
+
+    Listener(reactor, directory / "readers", serve)
+    reactor.callWhenRunning(print, "ready", flush=True)
+    reactor.run()
+
+
+main()
