@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from rsp.stub import DESCRIPTION, REGISTERS, memory_at
-
 from gdbstubs.errors import EFAULT, TargetError
 from gdbstubs.target import Action, Breakpoint, Halted, Stop, Thread, ThreadId
+from rsp.stub import DESCRIPTION, REGISTERS, memory_at
 
 MAPPED = range(0x1000, 0x100000)
 
