@@ -508,7 +508,13 @@ class Server:
         self.waiting = True
         self._object = None
         self._general = ANY_THREAD
+        # From here on the debugger listens: it need not wait for the stop to learn what it missed.
+        self._tell()
         self._target.resume(actions, self._stop_arrived)
+
+    def _tell(self) -> None:
+        while self._words:
+            self._link.send(console_output(self._words.popleft()), self.now)
 
     def _stop_arrived(self, stop: Stop | TargetError) -> None:
         if self.finished or not self.waiting:

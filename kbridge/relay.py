@@ -50,6 +50,9 @@ from kbridge.transports.streams import Listener, SocketAccess, Stream, connect
 LEAVE_SECONDS: Final = 20.0
 """How long a relay that stops waits until its guest was let go."""
 
+MACHINE_SECONDS: Final = 3.0
+"""How long a debugger waits for a machine monitor that does not answer yet."""
+
 Sink = Callable[[str, Mapping[str, Any]], None]
 """Takes an event for the time line: its kind and its fields."""
 
@@ -338,10 +341,10 @@ class Relay:
         """Tell whether the guest runs, or would if a predecessor had not been killed; None if nobody knows."""
         if self._machine is None:
             return None
-        if not self._machine.connected:
+        if not self._machine.connected and not await self._machine_found():
             raise GuestError(
                 f"{self._guest} cannot be reached",
-                why="its machine monitor does not answer",
+                why=self._machine.problem or "its machine monitor does not answer",
                 todo="is the guest running? `kbridge ls` shows its state",
             )
         state = await self._machine.query()
@@ -349,6 +352,24 @@ class Relay:
             left_standing = state.run in (RunState.PAUSED, RunState.DEBUG) and state.detail != "prelaunch"
             return state.run.executes or left_standing
         return state.run.executes
+
+    async def _machine_found(self) -> bool:
+        """Wait for the monitor: a relay or a guest that has just started is not there at once."""
+        assert self._machine is not None
+        found: Deferred[bool] = Deferred()
+
+        def heard(event: MachineEvent) -> None:
+            if event.name == "machine.found" and not found.called:
+                found.callback(True)
+
+        unsubscribe = self._machine.subscribe(heard)
+        found.addTimeout(MACHINE_SECONDS, self._reactor)
+        try:
+            return await found
+        except DeferredTimeout:
+            return False
+        finally:
+            unsubscribe()
 
     async def _reach_stub(self) -> socket.socket:
         if not self._start_stub or self._machine is None:

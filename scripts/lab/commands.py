@@ -30,7 +30,14 @@ GUESTS = {cloud.NAME: Guest(cloud.build, cloud.APPEND), kgdb.NAME: Guest(kgdb.bu
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; 0 done, 1 it failed (one line on stderr), 2 wrong usage."""
-    options = _parser().parse_args(arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    # argparse takes what follows `--` for more options of its own where options came before.
+    end = given.index("--") if "--" in given else len(given)
+    options = _parser().parse_args(given[:end])
+    options.qemu = given[end + 1 :]
+    if options.qemu and options.command != "run":
+        print(f"guest: `{options.command}` takes no QEMU arguments", file=sys.stderr)
+        return 2
     try:
         match options.command:
             case "build":
@@ -199,4 +206,3 @@ def _run_options(run: argparse.ArgumentParser) -> None:
         help="folder for the sockets, made if needed and kept; default: a new one, removed at the end",
     )  # fmt: skip
     run.add_argument("--detach", action="store_true", help="leave the guest running and return")
-    run.add_argument("qemu", nargs="*", metavar="-- QEMU-ARGUMENT", default=[], help=argparse.SUPPRESS)
