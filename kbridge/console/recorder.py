@@ -106,10 +106,10 @@ class Recorder:
             return f"not recording events: {self._timeline_trouble}"
         return "recording"
 
-    def receive(self, read_into: Callable[[memoryview], int]) -> int:
+    def receive(self, read_into: Callable[[memoryview], int | None]) -> int | None:
         """Let ``read_into`` put the next bytes in place, stamp them, and call the readers.
 
-        Returns how many it says there are.  What it raises is passed on, and nothing was received then.
+        Returns what it returns: how many, or ``None``.  What it raises is passed on, and nothing was received then.
         """
         # Into locals first: a call of what a slot holds is twice as fast so.
         receive, mono_ns = self._receive, self._mono_ns
@@ -133,7 +133,7 @@ class Recorder:
             return count
 
         while view:
-            view = view[self.receive(copy) :]
+            view = view[self.receive(copy) or 0 :]
 
     def line_opened(self, detail: str) -> None:
         """Mark that the line is there; ``detail`` names it."""

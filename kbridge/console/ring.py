@@ -190,8 +190,8 @@ class Ring(RingView):
         self._words[0] = self._head  # Word.HEAD
         self._words[1] = NOT_IN_FLIGHT  # Word.FLIGHT
 
-    def receive(self, read_into: Callable[[memoryview], int]) -> int:
-        """Let ``read_into`` put the next bytes in place; it returns how many, and so does this.
+    def receive(self, read_into: Callable[[memoryview], int | None]) -> int | None:
+        """Let ``read_into`` put the next bytes in place; it returns how many (or ``None``), and so does this.
 
         What it raises (``OSError``) is passed on, and nothing was received then.  The same as ``window`` and
         ``advance``, in one call: with a thousand lines what counts is how much memory a call touches.

@@ -6,10 +6,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from twisted.internet.defer import Deferred
+
+
+ReadInto = Callable[[memoryview], int | None]
 
 
 class Codec(Protocol):
@@ -26,7 +30,7 @@ class Codec(Protocol):
 
 
 class Channel(Protocol):
-    """An open line.  Reads and writes raise ``BlockingIOError`` when they would wait, else ``OSError``."""
+    """An open line.  Reads and writes raise ``OSError``; when they would wait, it is ``BlockingIOError``."""
 
     @property
     def codec(self) -> Codec | None:
@@ -35,8 +39,9 @@ class Channel(Protocol):
     def fileno(self) -> int:
         """Return the descriptor to watch."""
 
-    def read_into(self, buffer: memoryview) -> int:
-        """Read once; 0 means that the other end is gone."""
+    @property
+    def read_into(self) -> ReadInto:
+        """What reads once; it gives 0 when the other end is gone, and may give ``None`` if it would wait."""
 
     def write(self, data: bytes) -> int:
         """Write once; return how many bytes went."""

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from twisted.internet.interfaces import IDelayedCall
     from twisted.python.failure import Failure
 
-    from kbridge.transports.channels import Channel, Transport
+    from kbridge.transports.channels import Channel, ReadInto, Transport
     from kbridge.transports.poller import LinePoller, LineReactor
 
 _T = TypeVar("_T")
@@ -62,10 +62,10 @@ Listener = Callable[[LineState, str], None]
 class Sink(Protocol):
     """Where a line's bytes go: a ``Recorder``, or what tells packets from text before one."""
 
-    def receive(self, read_into: Callable[[memoryview], int]) -> int:
+    def receive(self, read_into: ReadInto) -> int | None:
         """Call ``read_into`` once with where the next bytes are to be put, at least one byte long.
 
-        It returns how many it put there, which is to be returned; what it raises is to be passed on.
+        It returns how many it put there, or ``None``, which is to be returned; what it raises is to be passed on.
         """
 
     def line_opened(self, detail: str) -> None:
@@ -145,7 +145,7 @@ class Line:
         self._retry: IDelayedCall | None = None
         self._delay = FIRST_RETRY_SECONDS
         self._opened_at = 0.0
-        self._receive: Callable[[], int]
+        self._receive: Callable[[], int | None]
 
     @property
     def state(self) -> LineState:
@@ -323,18 +323,18 @@ class Line:
     def _read(self, events: int) -> int:
         receive = self._receive
         try:
-            count = receive() if events != WRITE else -1
+            count = receive() if events != WRITE else None
         except BlockingIOError:
-            count = -1
+            count = None
         except OSError as error:
             self._lose(error.strerror or str(error))
             return 0
-        if not count:
+        if count == 0:
             self._lose("the other end closed it")
             return 0
         if events & WRITE:
             self._flush()
-        return count
+        return count or 0
 
     def _read_coded(self, events: int) -> int:
         """Read a line on which not every byte is text."""
@@ -343,12 +343,14 @@ class Line:
         codec = channel.codec
         assert codec is not None
         answer = b""
-        on_wire = -1
+        on_wire: int | None = None
 
         def read_text_into(window: memoryview) -> int:
             nonlocal answer, on_wire
             wire = bytearray(len(window))
             on_wire = channel.read_into(memoryview(wire))
+            if on_wire is None:
+                return 0
             # A codec only takes away, so the text fits where the wire's bytes would have.
             text, answer = codec.receive(bytes(wire[:on_wire]))
             window[: len(text)] = text
@@ -360,19 +362,19 @@ class Line:
             if answer and self._channel is channel:
                 self._send(channel, answer)
         except BlockingIOError:
-            on_wire = -1
+            on_wire = None
         except OSError as error:
             self._lose(error.strerror or str(error))
             return 0
         except LineError:
             self._lose("it sends commands but does not read the answers")
             return 0
-        if not on_wire:
+        if on_wire == 0:
             self._lose("the other end closed it")
             return 0
         if events & WRITE:
             self._flush()
-        return on_wire
+        return on_wire or 0
 
     # Writing.
 

@@ -20,14 +20,13 @@ class TtyChannel:
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
+        self._file = open(fd, "rb", buffering=0, closefd=False)  # noqa: SIM115  (close() closes it)
+        # A method in C: os.readv, which wants a list, would cost a quarter more a read.
+        self.read_into = self._file.readinto
 
     def fileno(self) -> int:
         """Return the descriptor."""
         return self._fd
-
-    def read_into(self, buffer: memoryview) -> int:
-        """Read once, straight into ``buffer``."""
-        return os.readv(self._fd, [buffer])
 
     def write(self, data: bytes) -> int:
         """Write once."""
@@ -39,6 +38,7 @@ class TtyChannel:
 
     def close(self) -> None:
         """Close the device."""
+        self._file.close()
         os.close(self._fd)
 
 

@@ -40,6 +40,7 @@ class SerialChannel(TtyChannel):
 
     def close(self) -> None:
         """Close the device."""
+        self._file.close()
         self._port.close()
 
 
