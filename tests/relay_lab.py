@@ -61,6 +61,11 @@ class FarLine:
     def is_silent(self, seconds: float = 0.3) -> bool:
         return not select.select([self.peer], [], [], seconds)[0]
 
+    def hang_up(self) -> None:
+        """Lose the line; the next use waits for the relay to come back."""
+        self.peer.close()
+        self._peer = None
+
     def close(self) -> None:
         if self._peer is not None:
             self._peer.close()

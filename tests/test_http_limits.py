@@ -132,9 +132,8 @@ def test_garbage_does_no_harm(relay: RelayProcess, pieces: list[bytes]) -> None:
     try:
         connection.sendall(b"".join(pieces))
         connection.shutdown(socket.SHUT_WR)
-    except (BrokenPipeError, ConnectionResetError, OSError) as error:
-        # The relay closed first, as it may.
-        assert pieces, error
+    except OSError:  # the relay closed first, as it may
+        pass
     read_all(connection)
     relay.disconnect()
     assert relay.ask("GET", "/version")[0] == 200

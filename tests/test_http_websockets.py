@@ -191,7 +191,7 @@ def test_a_slow_visitor_is_told_what_it_lost_and_holds_up_nobody(relay: RelayPro
         for _ in range(120):
             relay.far.say(block)
             sent += len(block)
-            quick.until(lambda: len(quick.data) >= sent)
+            quick.until(lambda due=sent: len(quick.data) >= due)
         assert quick.data == bytes(sent)
         assert relay.resident_bytes - before < 8 << 20
         slow.until(lambda: slow.told("gap"))
@@ -305,10 +305,8 @@ def test_random_frames_do_no_harm(relay: RelayProcess, pieces: list[bytes]) -> N
         for piece in pieces:
             connection.sendall(piece)
         connection.shutdown(socket.SHUT_WR)
-    except (BrokenPipeError, ConnectionResetError):
-        assert pieces
-    except OSError as error:
-        assert error.errno == 107  # noqa: PT017 (closed by the relay before our shutdown)
+    except OSError:  # the relay closed first, as it may
+        pass
     read_all(connection)
     relay.disconnect()
     assert relay.json("GET", "/version")[0] == 200

@@ -63,17 +63,17 @@ class Visit:
 
     def run(self) -> str:
         """Stay until the person leaves; return why the relay ended it, or nothing if the person did."""
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, self._signalled)
         mode = "read only; " if self._read_only else ""
-        with raw(self._keys):
-            self._say(f"{self._guest}: {mode}~. leaves, ~? helps")
-            try:
-                return self._loop()
-            except _Ended:
-                return ""
-            finally:
-                self._say(f"left {self._guest}")
+        try:
+            for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+                signal.signal(number, self._signalled)
+            with raw(self._keys):
+                self._say(f"{self._guest}: {mode}~. leaves, ~? helps")
+                end = self._loop()
+        except _Ended:
+            end = ""
+        self._say(f"left {self._guest}")
+        return end
 
     def _loop(self) -> str:
         watched: list[Any] = [self._client, self._keys]

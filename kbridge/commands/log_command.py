@@ -68,11 +68,11 @@ def command(
     form: str | None,
     cast: str | None,
 ) -> None:
-    """Print what a guest's console said, and between it what was done to the guest.
+    """Print what a guest's console said and what was done.
 
     Without --json and --raw it is text for people: no escape sequence of the guest reaches your terminal, and
-    events stand on lines that begin with `--`.  Works without a relay too, and for guests that are no longer
-    configured.
+    events stand between the text on lines that begin with `--`.  Works without a relay too, and for guests
+    that are no longer configured.
     """
     if cast is not None and (form is not None or follow):
         raise click.UsageError("--cast goes with neither --json, --raw nor --follow")
