@@ -60,7 +60,15 @@ def test_every_command_has_help(relay: RelayProcess, command: str) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["fly"], ["ls", "--colour"], ["power", "web1"], ["power", "web1", "explode"], ["power", "web1", "reset", "--force"], ["log", "web1", "--since", "soon"], ["log", "web1", "--cast", "x", "--raw"]],
+    [
+        ["fly"],
+        ["ls", "--colour"],
+        ["power", "web1"],
+        ["power", "web1", "explode"],
+        ["power", "web1", "reset", "--force"],
+        ["log", "web1", "--since", "soon"],
+        ["log", "web1", "--cast", "x", "--raw"],
+    ],
 )
 def test_usage_errors_end_with_2(relay: RelayProcess, arguments: list[str]) -> None:
     done = relay.run(*arguments)
@@ -109,7 +117,15 @@ def test_the_control_socket_may_be_named(relay: RelayProcess) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["ls"], ["reload"], ["console", "web1"], ["power", "web1", "reset"], ["attach", "web1"], ["gdb", "web1"], ["break", "web1"]],
+    [
+        ["ls"],
+        ["reload"],
+        ["console", "web1"],
+        ["power", "web1", "reset"],
+        ["attach", "web1"],
+        ["gdb", "web1"],
+        ["break", "web1"],
+    ],
 )
 def test_without_a_relay_a_line_says_so(own_relay: RelayProcess, arguments: list[str]) -> None:
     done = own_relay.run(*arguments)
@@ -120,7 +136,24 @@ def test_without_a_relay_a_line_says_so(own_relay: RelayProcess, arguments: list
 
 @pytest.mark.parametrize(
     "arguments",
-    [["console"], ["power", "reset"], ["attach"], ["gdb"], ["break"]]) def test_an_unknown_guest_is_said_so(relay: RelayProcess, arguments: list[str]) -> None: done = relay.run(arguments[0], "nobody", *arguments[1:]) assert done.returncode == 1 assert one_line(done.stderr).startswith("kbridge: there is no guest 'nobody'; ") @pytest.mark.parametrize("arguments", [["power", "web1", "reset"], ["gdb", "web1"], ["attach", "web1"], ["console", "bare"], ["break", "web1"], ["break", "bare"]],
+    [["console"], ["power", "reset"], ["attach"], ["gdb"], ["break"]],
+)
+def test_an_unknown_guest_is_said_so(relay: RelayProcess, arguments: list[str]) -> None:
+    done = relay.run(arguments[0], "nobody", *arguments[1:])
+    assert done.returncode == 1
+    assert one_line(done.stderr).startswith("kbridge: there is no guest 'nobody'; ")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["power", "web1", "reset"],
+        ["gdb", "web1"],
+        ["attach", "web1"],
+        ["console", "bare"],
+        ["break", "web1"],
+        ["break", "bare"],
+    ],
 )
 def test_what_a_guest_cannot_do_is_said_in_a_line(relay: RelayProcess, arguments: list[str]) -> None:
     done = relay.run(*arguments)

@@ -72,7 +72,9 @@ class Visit:
                 end = self._loop()
         except _Ended:
             end = ""
-        self._say(f"left {self._guest}")
+        # The terminal makes its own line ends again.
+        start = b"" if self._at_line_start else b"\n"
+        self._write(start + f"[kbridge: left {self._guest}]\n".encode())
         return end
 
     def _loop(self) -> str:
