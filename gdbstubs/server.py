@@ -514,13 +514,12 @@ class Server:
 
     def _tell(self) -> None:
         while self._words:
-            self._link.send(console_output(self._words.popleft()), self.now)
+            self._add(console_output(self._words.popleft()))
 
     def _stop_arrived(self, stop: Stop | TargetError) -> None:
         if self.finished or not self.waiting:
             return
-        while self._words:
-            self._add(console_output(self._words.popleft()))
+        self._tell()
         if isinstance(stop, TargetError):
             # Words, then an ordinary stop: an error here makes LLDB drop the connection, and a SIGTRAP at the
             # same address makes gdb's ``next`` try for ever.
