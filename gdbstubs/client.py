@@ -24,6 +24,7 @@ from gdbstubs.link import Link
 from gdbstubs.packets import format_thread
 from gdbstubs.replies import Reply as RawReply
 from gdbstubs.replies import as_data, as_done, as_stop
+from gdbstubs.steps import StepFlags
 from gdbstubs.target import (
     ALL_THREADS,
     SIGKILL,
@@ -93,6 +94,8 @@ class StubClient:
         self._registers_wanted: dict[ThreadId, list[Reply[bytes]]] = {}
         self._used_registers = self._used_threads = False
         self._descriptions: dict[str, bytes | None] = {}
+        self._resuming = self._interrupt_wanted = False
+        self.steps = StepFlags(self._ask)
 
     # -- the connection -------------------------------------------------------------------------------------
 
@@ -123,6 +126,8 @@ class StubClient:
         if b"QStartNoAckMode+" in self._features:
             self._ask(b"QStartNoAckMode", self._unacknowledged)
         self._ask(b"vCont?", self._resumes_known)
+        if self.dialect.sticky_steps:
+            self.steps.learn()
 
         def why(answer: RawReply) -> None:
             stop = as_stop(answer)
@@ -240,6 +245,9 @@ class StubClient:
         used_registers, used_threads = self._used_registers, self._used_threads
         self._arrived()
         self._last_stop = stop
+        self.steps.restore()
+        if not isinstance(stop, TargetError):
+            self.steps.stopped(stop)
         stopped, self._stopped = self._stopped, None
         if stopped is not None:
             stopped(stop)
@@ -459,9 +467,18 @@ class StubClient:
         if (refusal := self._refusal()) is not None:
             done(refusal)
             return
+        self._resuming = True
+        self._resume(self.steps.settle(actions), done)
+
+    def _resume(self, actions: tuple[Action, ...], done: Reply[Stop]) -> None:
+        if (refusal := self._refusal()) is not None:
+            self._resuming = self._interrupt_wanted = False
+            done(refusal)
+            return
         if self._waiting or self._queue:
             self._resume_later(actions, done)
             return
+        self._resuming = False
         self.state = State.RUNNING
         self.interrupt_sent = False
         self._stopped = done
@@ -470,13 +487,16 @@ class StubClient:
         else:
             payload = b"s" if any(action.motion is Motion.STEP for action in actions) else b"c"
         self._link.send(payload, self.now)
+        if self._interrupt_wanted:
+            self._interrupt_wanted = False
+            self.interrupt()
 
     def _resume_later(self, actions: tuple[Action, ...], done: Reply[Stop]) -> None:
         """Hang the resume on the answer to the last request."""
 
         def then(reply: RawReply) -> None:
             last(reply)
-            self.resume(actions, done)
+            self._resume(actions, done)
 
         if self._queue:
             payload, last = self._queue.pop()
@@ -494,6 +514,8 @@ class StubClient:
         if self.state is State.RUNNING and not self.interrupt_sent:
             self.interrupt_sent = True
             self._link.send_interrupt()
+        elif self._resuming:
+            self._interrupt_wanted = True
 
     def list_threads(self, done: Reply[tuple[Thread, ...]]) -> None:
         """List all threads with what the stub says of each; asked once a stop."""

@@ -345,6 +345,12 @@ class Sharing:
         if self.phase is not Phase.LEAVING:
             return
         run = self._run_after and self.resume_on_leave
+        if run and self.client.state is State.STOPPED and self.client.steps.any_owed:
+            # A processor that is owed a single step would stop the guest again after we are gone.
+            self._set_deadline(INTERRUPT_SECONDS, self._not_stopping)
+            self.client.resume((Action(Motion.CONTINUE),), self._stopped)
+            self.client.interrupt()
+            return
         if not run or not self.client.dialect.detach_resumes or self.client.state is State.CLOSED:
             self._close_stub(run=run)
             return
