@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from kbridge.console.log import History
 from kbridge.frontends import models
@@ -181,7 +181,7 @@ def status(daemon: Daemon, guest: Guest) -> models.GuestStatus:
     return models.GuestStatus(
         name=guest.name,
         state=guest.state,
-        capabilities=list(_capabilities(guest)),
+        capabilities=cast("list[models.Capability]", list(guest.capabilities)),
         console=_line(guest),
         debug=None
         if relay is None
@@ -227,10 +227,6 @@ def _line(guest: Guest) -> models.Line | None:
         can_break=line.can_break,
         pen=guest.pen.holder,
     )
-
-
-def _capabilities(guest: Guest) -> Any:
-    return guest.capabilities
 
 
 def _ns(moment: datetime | None) -> int | None:
