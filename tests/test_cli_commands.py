@@ -212,6 +212,25 @@ def test_following_ends_with_ctrl_c(relay: RelayProcess) -> None:
     assert (process.returncode, err) == (0, b"")
 
 
+def test_following_says_when_the_relay_dies(own_relay: RelayProcess) -> None:
+    own_relay.start()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "kbridge", "log", "web1", "--follow", "--raw"],
+        env=own_relay.env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    own_relay.far.say(b"the last line\n")
+    assert process.stdout.readline() == "the last line\n"
+    assert own_relay.process is not None
+    own_relay.process.kill()
+    _, err = process.communicate(timeout=SECONDS)
+    assert process.returncode == 1
+    assert "went away before the end" in one_line(err)
+
+
 def test_a_log_needs_no_relay_and_no_configuration_of_its_guest(own_relay: RelayProcess) -> None:
     own_relay.start()
     own_relay.recorded(b"first words\r\nlast words\r\n")

@@ -63,7 +63,7 @@ def troubles(guest: dict[str, Any]) -> list[str]:
     if monitor is not None and monitor["problem"]:
         found.append(f"monitor: {monitor['problem']}")
     if console is not None and console["reason"]:
-        found.append(f"console: {console['reason']}")
+        found.append(f"console {console['endpoint']}: {console['reason']}")
     if not record["recording"]:
         found.append(record["status"])
     return found
