@@ -224,6 +224,7 @@ class Sharing:
             self._generation += 1
             self.pages.clear()
             self.client.assume_running()
+            self._emit(Report("debugger.overtaken", {"why": "somebody else has resumed the guest"}))
             self._run_after = True
             self._write_journal()
             if self._holder is not None:

@@ -197,9 +197,20 @@ class Guest:
 
     def _record(self, kind: str, fields: Mapping[str, Any]) -> None:
         self.recorder.record(kind, **fields)
-        self._log.info("{guest}: {kind} {fields}", guest=self.name, kind=kind, fields=dict(fields))
+        # A debugger that steps makes thousands of stops: they are on the time line, and no news to an operator.
+        log = self._log.debug if kind == "debugger.stop" and "words" not in fields else self._log.info
+        log("{guest}: {kind} {fields}", guest=self.name, kind=kind, fields=dict(fields))
 
     def _machine_event(self, event: MachineEvent) -> None:
+        if (
+            event.name in _STEPS_OF_DEBUGGERS
+            and not (event.data.get("ours") or event.data.get("cause"))
+            and self.relay is not None
+            and self.relay.attached
+        ):
+            # While a debugger holds the guest its stops and resumes come from there, as `debugger.stop`; what
+            # somebody else does meanwhile the relay finds out and reports.
+            return
         # The monitor's own clock and name must not hide the time line's.
         self._record(event.name, {_MONITOR_FIELDS.get(key, key): value for key, value in event.data.items()})
 
@@ -231,6 +242,7 @@ class Guest:
         return "\n".join(lines) + "\n"
 
 
+_STEPS_OF_DEBUGGERS: Final = ("machine.stop", "machine.resume", "machine.state")
 _MONITOR_FIELDS: Final = {"time": "monitor_time", "event": "monitor_event"}
 
 _MONITOR_HELP: Final = """\

@@ -100,6 +100,8 @@ class Bridge:
         os.kill(self.guest["pid"], signal.SIGKILL)
         errors = (self.dir / "errors.txt").read_text()
         shutil.rmtree(self.dir, ignore_errors=True)
+        if ignored[0] is not None:
+            print(errors[-4000:])  # what pytest shows of a failure
         assert "Traceback" not in errors, errors
 
     # -- the relay ------------------------------------------------------------------------------------------

@@ -94,7 +94,7 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="kb-gdb-"))
     with contextlib.ExitStack() as stack:
         stack.callback(shutil.rmtree, folder)
-        guest = subprocess.Popen(  # noqa: S603
+        guest = subprocess.Popen(
             [str(ROOT / "scripts/guest"), "run", "cloud", "--no-kaslr", "--stub"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -108,7 +108,7 @@ def main() -> None:
             f'[relay]\nstate_dir = "{folder}/state"\nruntime_dir = "{folder}/run"\n'
             f'[guests.bench]\nqmp = "{told["qmp"]}"\nconsole = "{told["console"]}"\nstub = "{told["stub"]}"\n'
         )
-        relay = subprocess.Popen(  # noqa: S603
+        relay = subprocess.Popen(
             [str(Path(sys.executable).with_name("kbridge")), "up", "--config", str(config)],
             stderr=subprocess.DEVNULL,
         )
@@ -126,8 +126,8 @@ def main() -> None:
         script = folder / "session.py"
         ways = [str(folder / "run/bench/gdb"), told["stub"].removeprefix("unix:")]
         script.write_text(f"WAYS = {ways!r}\nPAIRS = {pairs}\nRESULT = {str(result)!r}\n{SESSION}")
-        gdb = subprocess.run(  # noqa: S603
-            ["gdb", "-nx", "-batch", told["vmlinux"], "-x", str(script)],  # noqa: S607
+        gdb = subprocess.run(
+            ["gdb", "-nx", "-batch", told["vmlinux"], "-x", str(script)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -87,7 +87,7 @@ class Client:
 @contextlib.contextmanager
 def running(*command: str) -> Iterator[subprocess.Popen[bytes]]:
     """Run a program until the end of the block."""
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL)  # noqa: S603
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
     try:
         yield process
     finally:
