@@ -71,7 +71,7 @@ class Guest:
         match self.config.stub:
             case StubKind.AUTO if self.machine is not None:
                 stub = Unix(str(stub_path(self.runtime)))
-            case StubKind.AUTO | StubKind.NONE | StubKind.KGDB:
+            case StubKind.AUTO | StubKind.NONE:
                 return None
             case endpoint:
                 stub = endpoint

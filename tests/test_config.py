@@ -100,7 +100,7 @@ def test_the_stub_is_started_by_default_where_there_is_a_monitor() -> None:
         console = "serial:/dev/ttyS0:115200"
         [guests.c]
         console = "pty:/dev/pts/3"
-        stub = "kgdb"
+        stub = "unix:/stub"
         [guests.d]
         qmp = "unix:/d"
         stub = "none"
@@ -109,7 +109,7 @@ def test_the_stub_is_started_by_default_where_there_is_a_monitor() -> None:
     assert [guest.stub for guest in guests.values()] == [
         StubKind.AUTO,
         StubKind.NONE,
-        StubKind.KGDB,
+        Unix("/stub"),
         StubKind.NONE,
         StubKind.NONE,
     ]
@@ -189,8 +189,9 @@ def test_the_text_says_that_nothing_was_started_and_how_many_mistakes_there_are(
         ("guests.a = 3", "guests.a", "must be a table: [guests.a]"),
         ("[guest.a]", "guest", "did you mean `guests`?"),
         ("[guests.a]\nstub = 'auto'", "guests.a.stub", "name one in qmp"),
-        ("[guests.a]\nstub = 'kgdb'", "guests.a.stub", "name it in console"),
-        ("[guests.a]\nstub = 3", "guests.a.stub", "'auto', 'none', 'kgdb' or an endpoint"),
+        ("[guests.a]\nconsole = 'unix:/c'\nstub = 'kgdb'", "guests.a.stub", "not supported yet"),
+        ("[guests.a]\nstub = 'pty:/dev/pts/1'", "guests.a.stub", "not at pty:/dev/pts/1"),
+        ("[guests.a]\nstub = 3", "guests.a.stub", "'auto', 'none' or an endpoint"),
         ("[guests.a]\nqmp = []", "guests.a.qmp", "text in quotes"),
         ("[guests.-a]", "guests.-a", "starts with a letter or digit"),
         (f"[guests.{'a' * 32}]", f"guests.{'a' * 32}", "1 to 31"),
@@ -249,7 +250,7 @@ def test_one_line_of_two_guests_is_an_error(one: str, two: str) -> None:
 def test_what_serves_one_client_is_used_once_even_in_one_guest_or_in_one_that_is_wrong() -> None:
     found = mistakes("[guests.a]\nx = 1\nqmp = 'unix:/q'\nconsole = 'unix:/q'\nstub = 'unix:/q'")
     assert found.keys() == {"guests.a.x", "guests.a.console", "guests.a.stub"}
-    assert 'stub = "kgdb"' in found["guests.a.stub"]
+    assert "serves one client" in found["guests.a.stub"]
 
 
 def test_kbridges_own_sockets_are_no_guests_line() -> None:
