@@ -4,8 +4,12 @@
 
     ~.  leave      ~?  help      ~b  BREAK      ~~  one ~
 
-states      at the start of a line; within a line; after a ~ at the start of a line
+states      at the start of a line; within a line; after a ~ at the start of a line; within what may be a report
+            of the terminal at the start of a line
 invariant   what is no escape reaches the guest as typed, in order
+
+A shell that asks where the cursor is (busybox does at each prompt) has the terminal "type" the answer, such as
+``ESC [ 24 ; 7 R``, right at the start of a line: that does not count as typing.
 """
 
 from __future__ import annotations
@@ -22,6 +26,9 @@ if TYPE_CHECKING:
 
 ESCAPE: Final = b"~"
 _NEWLINES: Final = b"\r\n"
+_REPORT_PARAMETERS: Final = b"0123456789;?>"
+_REPORT_ENDS: Final = b"Rcn"
+"""Cursor position, device attributes, device status (ECMA-48; xterm's control sequences)."""
 
 
 class Command(Enum):
@@ -36,6 +43,8 @@ class _State(Enum):
     LINE_START = auto()
     WITHIN_LINE = auto()
     AFTER_ESCAPE = auto()
+    REPORT_BEGINS = auto()
+    REPORT = auto()
 
 
 class Escapes:
@@ -61,23 +70,39 @@ class Escapes:
             yield plain
 
     def _one(self, byte: bytes) -> bytes | Command:
-        state, self._state = self._state, _State.WITHIN_LINE
+        state = self._state
         if state is _State.AFTER_ESCAPE:
-            for command in Command:
-                if byte == command.value:
-                    self._state = _State.LINE_START
-                    return command
-            if byte == ESCAPE:
-                return ESCAPE
-            if byte in _NEWLINES:
-                self._state = _State.LINE_START
-            return ESCAPE + byte
+            return self._escaped(byte)
         if state is _State.LINE_START and byte == ESCAPE:
             self._state = _State.AFTER_ESCAPE
             return b""
-        if byte in _NEWLINES:
-            self._state = _State.LINE_START
+        self._state = _after(state, byte)
         return byte
+
+    def _escaped(self, byte: bytes) -> bytes | Command:
+        for command in Command:
+            if byte == command.value:
+                self._state = _State.LINE_START
+                return command
+        self._state = _after(_State.WITHIN_LINE, byte)
+        return ESCAPE if byte == ESCAPE else ESCAPE + byte
+
+
+def _after(state: _State, byte: bytes) -> _State:
+    """Return the state after a byte that is no part of an escape of ours."""
+    match state:
+        case _ if byte in _NEWLINES:
+            return _State.LINE_START
+        case _State.LINE_START if byte == b"\x1b":
+            return _State.REPORT_BEGINS
+        case _State.REPORT_BEGINS if byte == b"[":
+            return _State.REPORT
+        case _State.REPORT if byte in _REPORT_PARAMETERS:
+            return _State.REPORT
+        case _State.REPORT if byte in _REPORT_ENDS:
+            return _State.LINE_START
+        case _:
+            return _State.WITHIN_LINE
 
 
 @contextmanager

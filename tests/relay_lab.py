@@ -94,11 +94,12 @@ class RelayProcess:
         self.config.write_text(relay + guests)
 
     def start(self, *, line: bool = True) -> None:
+        before = self._served()
         with self.errors.open("ab") as errors:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "kbridge", "up"], env=self.env, stdin=subprocess.DEVNULL, stderr=errors
             )
-        wait_for(lambda: self._answers() or self._died(), "an answer of the relay")
+        wait_for(lambda: self._served() > before or self._died(), "the relay's sockets")
         assert self.process.poll() is None, self.errors.read_text()
         if line:
             assert self.far.peer
@@ -107,16 +108,9 @@ class RelayProcess:
         assert self.process is not None
         return self.process.poll() is not None
 
-    def _answers(self) -> bool:
-        probe = socket.socket(socket.AF_UNIX)
-        try:
-            probe.connect(str(self.control))
-        except OSError:
-            return False
-        else:
-            return True
-        finally:
-            probe.close()
+    def _served(self) -> int:
+        """How often it said that all of its sockets are there."""
+        return self.errors.read_text().count(f" serves {self.control}\n") if self.errors.exists() else 0
 
     @property
     def control(self) -> Path:

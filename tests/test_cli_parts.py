@@ -106,6 +106,12 @@ def meant(*typed: bytes) -> list[bytes | Command]:
         (b"~\r~.", [b"~\r", Command.LEAVE]),
         (b"~b~b", [Command.BREAK, Command.BREAK]),
         (b"cd ~\r", [b"cd ~\r"]),
+        # busybox asks where the cursor is, and the terminal answers for the person.
+        (b"ls\r\x1b[24;7R~.", [b"ls\r\x1b[24;7R", Command.LEAVE]),
+        (b"\x1b[?62;22c~.", [b"\x1b[?62;22c", Command.LEAVE]),
+        (b"\x1b[A~.", [b"\x1b[A~."]),
+        (b"ls\x1b[24;7R~.", [b"ls\x1b[24;7R~."]),
+        (b"\x1b~.", [b"\x1b~."]),
     ],
 )
 def test_escapes(typed: bytes, found: list[bytes | Command]) -> None:
