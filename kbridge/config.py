@@ -114,6 +114,8 @@ def _stub(value: object) -> StubKind | Tcp | Unix:
         raise ValueError(
             "kgdb is not supported yet: QEMU's own stub is, with 'auto' and `qmp`, or by its endpoint"
         )
+    if value in words:
+        return StubKind(value)
     if not isinstance(value, str) or ":" not in value:
         near = difflib.get_close_matches(str(value), words, 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
