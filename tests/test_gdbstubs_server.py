@@ -149,7 +149,7 @@ def test_an_interrupt_reaches_a_running_target_only() -> None:
     assert session.flush() == [b"T02thread:1;"]
 
 
-def test_words_are_shown_at_once_while_it_runs_and_else_before_the_stop() -> None:
+def test_words_are_shown_at_once_while_it_runs_and_else_at_the_resume() -> None:
     session = Session()
     session.server.say("one")
     session.server.say("one")
@@ -157,10 +157,10 @@ def test_words_are_shown_at_once_while_it_runs_and_else_before_the_stop() -> Non
     session.send(b"vCont;c")
     session.server.say("two")
     session.flush()
-    assert session.debugger.words == ["kbridge: two\n"]
+    assert session.debugger.words == ["kbridge: one\n", "kbridge: two\n"]
     session.target.halt(Halted(5, ONE, words="three"))
     session.flush()
-    assert session.debugger.words == ["kbridge: two\n", "kbridge: one\n", "kbridge: three\n"]
+    assert session.debugger.words == ["kbridge: one\n", "kbridge: two\n", "kbridge: three\n"]
     assert session.debugger.replies[-1] == b"T05thread:1;"
 
 

@@ -99,6 +99,8 @@ class Machine:
     def close(self) -> None:
         self.connected = False
         self.output.clear()
+        if self._stepping:
+            self.advance()  # one instruction does not wait for anybody
 
     def _say(self, payload: bytes) -> None:
         self._unacknowledged = packet(payload)

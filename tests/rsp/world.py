@@ -25,7 +25,7 @@ from gdbstubs.effects import (
 )
 from gdbstubs.exchange import Exchange
 from gdbstubs.sharing import MachineStatus, Phase
-from rsp.debugger import Debugger
+from rsp.debugger import RESUMES, Debugger
 from rsp.stub import Machine, Place
 
 
@@ -65,6 +65,8 @@ class World:
         self._acks: list[tuple[int, bytes]] = []
         self._foreign = False
         self._crossed = False
+        self._garbled = False
+        self._muddled = False
         self._last = 0
         self._executing = False
 
@@ -132,11 +134,15 @@ class World:
         if b"\x03" in data and self._foreign and not machine.running:
             # Somebody else stopped the machine, and was crossed by an interrupt that did not know of it.
             self.should_run = None
-        if self._crossed and machine.running:
-            # Somebody resumed the machine, and was crossed by a request that did not know of it.
-            self.should_run = None
+        crossed = self._crossed and machine.running
+        if crossed:
+            # Somebody resumed the machine, and was crossed by a request that did not know of it: the stub loses
+            # that request, and all replies until the time-out are taken for those of the request before.
+            self._garbled = self._muddled = True
         machine.receive(data)
-        if b"vCont;c#" in data:
+        if data.strip(b"+") == b"\x03":
+            machine.spoilt.clear()  # stopped by the acknowledgement before it: what was meant
+        if b"vCont;c#" in data and not crossed:
             self._foreign = False
             self.should_run = True
 
@@ -179,7 +185,10 @@ class World:
                 self.do(self.exchange.session_data, SessionId(one), acks, self.now)
 
     def close(self, number: int) -> None:
-        del self.sessions[number]
+        session = self.sessions.pop(number)
+        resumes = any(RESUMES.match(payload) for payload in session.debugger.asked)
+        if self.should_run is False and (resumes or not session.clean):
+            self.should_run = None  # it may have wanted the guest to run, and left before that was done
         self.do(self.exchange.session_closed, SessionId(number), self.now)
 
     # -- the stub and the monitor --------------------------------------------------------------------------------
@@ -196,6 +205,7 @@ class World:
         if self.should_run is None and not self.journalled.attached:
             self.should_run = running
         self.was_connected = True
+        self._muddled = self._muddled and self.journalled.attached
         self.machine.connect()
         self.do(self.exchange.stub_connected, self.now, running=running)
 
@@ -211,6 +221,8 @@ class World:
     def drop(self) -> None:
         """The stub's connection is lost; the machine lives on."""
         if self.machine.connected:
+            if self._foreign:
+                self.should_run = None  # its last word was lost
             self.machine.close()
             self.do(self.exchange.stub_closed, "connection lost", self.now)
 
@@ -249,7 +261,10 @@ class World:
             self.queries -= 1
             machine = self.machine
             status = MachineStatus(machine.running, machine.detail) if machine.alive else MachineStatus(None)
+            stood = self.exchange.client.state is State.STOPPED
             self.do(self.exchange.machine_status, status, self.now)
+            if stood and status.runs and self.exchange.client.state is State.RUNNING:
+                self.should_run = True  # told that somebody resumed the machine
 
     def notify(self) -> None:
         """Deliver the monitor's oldest event."""
@@ -259,10 +274,13 @@ class World:
     def pause(self, *, panic: bool = False) -> None:
         """Somebody else stops the machine."""
         if self.machine.running:
-            # While the relay goes back for what it left behind, nobody can tell who stopped the machine.
+            # In the moments in which the relay itself stops or resumes the machine it cannot tell who else did.
             lost = self.journalled.attached and not self.machine.connected
             greeting = self.exchange.client.state is State.GREETING
-            self.should_run = None if lost or greeting else False
+            leaving = self.exchange.sharing.phase is Phase.LEAVING
+            # A resume and a pause of others that it was told of too late are no better.
+            untold = self._crossed and self.exchange.client.state is State.STOPPED
+            self.should_run = None if lost or greeting or leaving or untold else False
             self._foreign = True
             if panic:
                 self.machine.panic()
@@ -276,7 +294,7 @@ class World:
             # Until the relay was told, it may send to the stub what it would send to a guest that stands still.
             self._crossed = self.machine.connected
             self.machine.start()
-            self.should_run = True
+            self.should_run = None if self._crossed else True
             self._foreign = False
             self.check()
 
@@ -294,6 +312,9 @@ class World:
             self._crossed = bool(machine.output or machine.events or self.queries)
             machine.spoilt.clear()
         assert self._crossed or not machine.spoilt, f"a running guest was sent {machine.spoilt!r}"
+        self._garbled = self._garbled and bool(machine.breakpoints)
+        if self._garbled:
+            return
         if self.journalled.attached or machine.connected:
             assert frozenset(machine.breakpoints) <= self.journal, "a breakpoint stands that no journal names"
         else:
@@ -341,7 +362,10 @@ class World:
             self.should_run = None
         assert self.exchange.sharing.phase is Phase.ABSENT
         assert not machine.connected
+        if self._garbled:
+            return  # closed without `D`, and without knowing what stands: see the protocol notes
         assert not machine.breakpoints, f"left behind: {machine.breakpoints}"
         assert not self.journalled.attached
-        if machine.alive and self.should_run is not None and (self.resume_on_leave or not self.was_connected):
+        told = self.should_run is not None and not self._muddled
+        if machine.alive and told and (self.resume_on_leave or not self.was_connected):
             assert machine.running is self.should_run, f"runs: {machine.running}"

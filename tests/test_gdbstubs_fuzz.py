@@ -1,0 +1,52 @@
+"""The fuzz run of docs/fuzzing.md: a short one always, the whole million where long tests are run."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+from rsp import fuzzing
+
+FUZZ = Path(__file__).resolve().parent.parent / "scripts" / "fuzz"
+
+
+@pytest.mark.parametrize("name", fuzzing.TARGETS)
+def test_a_few_cases_of_each_target(name: str) -> None:
+    assert fuzzing.run(name, 400, seed=1) is None
+
+
+def test_a_case_is_the_same_again() -> None:
+    first, second = (fuzzing.chance_of(3, 17).randbytes(40) for _ in range(2))
+    assert first == second
+    assert first != fuzzing.chance_of(3, 18).randbytes(40)
+    assert first != fuzzing.chance_of(4, 17).randbytes(40)
+
+
+def test_what_fails_is_named_so_that_it_can_be_run_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(chance: object) -> None:
+        raise ValueError("found")
+
+    monkeypatch.setitem(fuzzing.TARGETS, "qmp", (fails, 1))
+    assert fuzzing.main(["--cases", "5", "--target", "qmp", "--seed", "9"]) == 1
+    said = capsys.readouterr().err
+    assert "scripts/fuzz --target qmp --seed 9 --case 0" in said
+    assert "found" in said
+
+
+def test_memory_that_grows_fails_the_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept: list[bytes] = []
+    monkeypatch.setitem(fuzzing.TARGETS, "qmp", (lambda chance: kept.append(b"\xff" * 50_000), 1))
+    assert fuzzing.main(["--cases", "1200", "--target", "qmp"]) == 1
+    assert "memory grew by more than 20 MB" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_million_cases() -> None:
+    done = subprocess.run([str(FUZZ)], capture_output=True, text=True, timeout=290, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "all" in done.stdout
