@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import re
 import signal
 import socket
@@ -95,6 +96,26 @@ def test_ls_is_a_table(relay: RelayProcess) -> None:
     assert bare.split() == ["bare", "unknown", "-", "-", "-", "-", "-"]
     assert web1.split() == ["web1", "unknown", "open", "-", "-", "-", "-"]
     assert "\x1b" not in done.stdout
+
+
+@pytest.mark.parametrize(("variable", "coloured"), [("", True), ("1", False)])
+def test_colour_is_for_terminals_that_want_it(relay: RelayProcess, variable: str, coloured: bool) -> None:
+    terminal, far = pty.openpty()
+    try:
+        subprocess.run(
+            [sys.executable, "-m", "kbridge", "ls"],
+            env={**relay.env, "NO_COLOR": variable},
+            stdin=far,
+            stdout=far,
+            timeout=30,
+            check=True,
+        )
+        shown = os.read(terminal, 65536)
+    finally:
+        os.close(terminal)
+        os.close(far)
+    assert b"web1" in shown
+    assert (b"\x1b[" in shown) is coloured
 
 
 def test_ls_as_json_is_a_list(relay: RelayProcess) -> None:
