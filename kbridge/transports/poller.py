@@ -33,17 +33,17 @@ LINES_A_ROUND: Final = 64
 # read fetches them all.  A pause may not hold up a guest, though.  A unix socket takes 278 bytes written one by
 # one (what QEMU's 16550 does), then its writer waits.  So a pause comes only
 #
-# - after a drained round in which BUSY_LINES or more lines were served: 32 lines that fill their 278 bytes in
-#   each PAUSE give 1.8 MB/s together, more than a core can read of such bytes (1.2 MB/s), so the pause is not
-#   what limits them;
-# - and if none of them gave 256 to 320 bytes in one read: that is a socket full of single bytes, whose writer may
-#   have waited for us, and as long as there is one there is no pause at all (more than that fits only in larger
-#   pieces, of which a socket holds so many that 5 ms do not matter);
+# - when nothing is ready any more and BUSY_LINES or more different lines were served in the last PAUSE_SECONDS:
+#   32 lines that fill their 278 bytes in each pause give 1.8 MB/s together, more than a core can read of such
+#   bytes (1.2 MB/s), so the pause is not what limits them;
+# - and if none of them seems to be held up: 256 to 320 bytes in one read are a socket full of single bytes, more
+#   than 4 KB are one full of 16 at a time, or a flood.  As long as there is such a line there is no pause at all;
 # - never over a write: who types, or asks kgdb, waits for the answer (`wake`).
 #
 # One line, or thirty, are always read at once.
 BUSY_LINES: Final = 32
-FULL_BYTES: Final = range(256, 321)
+SOCKET_FULL_OF_BYTES: Final = range(256, 321)
+FLOOD_BYTES: Final = 4096
 PAUSE_SECONDS: Final = 0.005
 
 Ready = Callable[[int], int]
@@ -88,8 +88,9 @@ class LinePoller:
         self._ready: dict[int, Ready] = {}
         self._broken: dict[int, Callable[[], None]] = {}
         self._pause: IDelayedCall | None = None
-        self._served = 0
-        self._full = False
+        self._recent: set[int] = set()
+        self._recent_since = 0.0
+        self._held_up = False
         self._closed = False
 
     def add(self, fd: int, events: int, ready: Ready, broken: Callable[[], None]) -> None:
@@ -156,26 +157,35 @@ class LinePoller:
 
     def doRead(self) -> None:  # noqa: N802  (Twisted's name)
         """Serve the lines that are ready now, each once."""
+        now = self._reactor.seconds()
+        if now - self._recent_since >= PAUSE_SECONDS:
+            self._forget(now)
         events = self._epoll.poll(0, LINES_A_ROUND)
-        handlers = self._ready
-        full = FULL_BYTES
+        handlers, recent, full = self._ready, self._recent, SOCKET_FULL_OF_BYTES
         for fd, mask in events:
             ready = handlers.get(fd)
             if ready is None:  # closed by a line served before it in this round
                 continue
+            recent.add(fd)
             try:
-                if ready(mask) in full:
-                    self._full = True
+                count = ready(mask)
             except Exception:  # noqa: BLE001  a bug in one line ends that line, not all lines
                 self._log.failure("bug in reading a line")
                 self._broken[fd]()
-        self._served += len(events)
-        if len(events) < LINES_A_ROUND or not self._epoll.poll(0, 1):
-            if self._served >= BUSY_LINES and not self._full and handlers:
-                self._reactor.removeReader(self)
-                self._pause = self._reactor.callLater(PAUSE_SECONDS, self.wake)
-            self._served = 0
-            self._full = False
+            else:
+                if count in full or count > FLOOD_BYTES:
+                    self._held_up = True
+        drained = len(events) < LINES_A_ROUND or not self._epoll.poll(0, 1)
+        # See the top for the rule.
+        if drained and len(recent) >= BUSY_LINES and not self._held_up and handlers:
+            self._reactor.removeReader(self)
+            self._pause = self._reactor.callLater(PAUSE_SECONDS, self.wake)
+            self._forget(now)
+
+    def _forget(self, now: float) -> None:
+        self._recent.clear()
+        self._recent_since = now
+        self._held_up = False
 
     def _end_pause(self) -> bool:
         pause, self._pause = self._pause, None
