@@ -89,7 +89,9 @@ def among(folder: Path, others: int, total: int) -> float:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a quarter of the bytes, five pairs instead of nine")
+    parser.add_argument(
+        "--quick", action="store_true", help="a quarter of the bytes, five pairs instead of nine"
+    )
     quick = parser.parse_args().quick
     total, pairs = (1_000_000, 5) if quick else (4_000_000, 9)
     met = True
@@ -99,21 +101,29 @@ def main() -> int:
             for turn in range(pairs):
                 order = (lab.Kbridge, lab.CReader) if turn % 2 else (lab.CReader, lab.Kbridge)
                 for kind in order:
-                    (mine if kind is lab.Kbridge else theirs).append(sample(kind, folder, backend, goal_bytes))
+                    (mine if kind is lab.Kbridge else theirs).append(
+                        sample(kind, folder, backend, goal_bytes)
+                    )
             rows = [
-                [name, f"{lab.median([s.mb_s for s in got]):.2f}", f"{lab.median([s.us_byte for s in got]):.3f}"]
+                [
+                    name,
+                    f"{lab.median([s.mb_s for s in got]):.2f}",
+                    f"{lab.median([s.us_byte for s in got]):.3f}",
+                ]
                 for name, got in (("kbridge", mine), ("C reader", theirs))
             ]
             lab.table(f"One byte a write, {backend}", ["server", "MB/s", "CPU µs a byte"], rows)
             ratios = [a.us_byte / b.us_byte for a, b in zip(mine, theirs, strict=True)]
             print(f"\nratios of the pairs: {' '.join(f'{ratio:.2f}' for ratio in sorted(ratios))}")
-            met &= lab.verdict(f"{backend}: kbridge's CPU a byte, × C's", lab.median(ratios), 1.2, most=True)
+            met &= lab.verdict(
+                f"{backend}: kbridge's CPU a byte, times C's", lab.median(ratios), 1.2, most=True
+            )
         print()
         shares = []
         for _ in range(pairs):
             alone = among(folder, 0, total)
             shares.append(among(folder, TRICKLING, total) / alone)
-        what = f"a byte-by-byte flood among {TRICKLING} trickling lines, × its speed alone"
+        what = f"a byte-by-byte flood among {TRICKLING} trickling lines, times its speed alone"
         met &= lab.verdict(what, lab.median(shares), 0.5, most=False)
     return 0 if met else 1
 

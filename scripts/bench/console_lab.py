@@ -156,7 +156,12 @@ class Kbridge(Server):
 
     def start(self) -> None:
         (self.folder / "k").mkdir()
-        command = [sys.executable, str(HERE / "console_server.py"), str(self.folder / "k"), str(self.ring_bytes)]
+        command = [
+            sys.executable,
+            str(HERE / "console_server.py"),
+            str(self.folder / "k"),
+            str(self.ring_bytes),
+        ]
         self.child = Child(SERVER_CORE, command)
         for path in self.sockets:
             self.child.say(f"pty:{path}" if path.startswith("/dev/pts") else f"unix:{path}")
@@ -183,7 +188,13 @@ class CReader(Server):
     name = "C reader"
 
     def start(self) -> None:
-        command = [str(self.folder / "load"), "read", str(self.ring_bytes), str(self.most), str(self.folder / "c")]
+        command = [
+            str(self.folder / "load"),
+            "read",
+            str(self.ring_bytes),
+            str(self.most),
+            str(self.folder / "c"),
+        ]
         self.child = Child(SERVER_CORE, command)
         for path in self.sockets:
             self.child.say(path)
@@ -251,7 +262,9 @@ class Ser2net(Server):
                 "    dev-to-net-bufsize: 65536",
             ]
         (self.folder / "ser2net.yaml").write_text("\n".join(lines) + "\n")
-        self.child = Child(SERVER_CORE, ["ser2net", "-n", "-d", "-u", "-c", str(self.folder / "ser2net.yaml")])
+        self.child = Child(
+            SERVER_CORE, ["ser2net", "-n", "-d", "-u", "-c", str(self.folder / "ser2net.yaml")]
+        )
 
     def received(self) -> int:
         raise NotImplementedError("ser2net records nothing; its readers are counted")
@@ -269,7 +282,9 @@ class Socat(Server):
 
     def start(self) -> None:
         log = f"CREATE:{self.folder}/socat.log"
-        self.child = Child(SERVER_CORE, ["socat", "-u", "-b", "65536", f"UNIX-CONNECT:{self.sockets[0]}", log])
+        self.child = Child(
+            SERVER_CORE, ["socat", "-u", "-b", "65536", f"UNIX-CONNECT:{self.sockets[0]}", log]
+        )
 
     def received(self) -> int:
         path = self.folder / "socat.log"
@@ -315,6 +330,16 @@ def settled(server: Server, expected: int, seconds: float = READY_SECONDS) -> No
     wait_until(lambda: server.received() >= expected, f"{server.name} to record {expected} bytes", seconds)
     if server.received() > expected + server.own_words * len(server.sockets):
         raise RuntimeError(f"{server.name} recorded {server.received()} of {expected} bytes")
+
+
+def clean(run: Path, ended: Sequence[Child | Server | None], sockets: Sequence[socket.socket]) -> None:
+    """End what a run started, and free the memory that its files take."""
+    for child in ended:
+        if child is not None:
+            child.end()
+    for sock in sockets:
+        sock.close()
+    shutil.rmtree(run)
 
 
 def median(values: Sequence[float]) -> float:
