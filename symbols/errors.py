@@ -1,8 +1,8 @@
 """Errors of the symbol readers.
 
-    SymbolError
-      NotAnElf              the bytes are no ELF file, or a cut-off one
-      SlideUnknown          guest memory does not show where the kernel was put
+SymbolError
+NotAnElf              the bytes are no ELF file, or a cut-off one
+SlideUnknown          guest memory does not show where the kernel was put
 """
 
 from __future__ import annotations
