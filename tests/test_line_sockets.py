@@ -190,6 +190,7 @@ class UnixLines(LineTestCase):
     async def test_a_bug_in_one_sink_does_not_end_the_others(self) -> None:
         listener = self.listen()
         broken, whole = MemorySink(), MemorySink()
+
         def receive(read_into: object) -> int:
             raise ZeroDivisionError("a bug")
 
