@@ -1,11 +1,11 @@
 """Errors whose text is for the operator.
 
-    KbridgeError            what went wrong, why, and what to do next
-      ConfigError           a configuration that is not valid: all its mistakes at once
-      MachineError          the machine monitor refused, or could not be reached
-      LineError             a serial line cannot be opened, written or broken
-      RecordError           a console ring or time line cannot be used
-      GuestError            a guest is unknown, or lacks what the request needs
+KbridgeError            what went wrong, why, and what to do next
+  ConfigError           a configuration that is not valid: all its mistakes at once
+  MachineError          the machine monitor refused, or could not be reached
+  LineError             a serial line cannot be opened, written or broken
+  RecordError           a console ring or time line cannot be used
+  GuestError            a guest is unknown, or lacks what the request needs
 """
 
 from __future__ import annotations

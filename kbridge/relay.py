@@ -13,9 +13,7 @@ invariant: the guest is not stopped before a debugger needs it to be; what stand
 from __future__ import annotations
 
 import os
-import pwd
 import socket
-import struct
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -44,6 +42,7 @@ from gdbstubs.sharing import MachineStatus, Phase
 from kbridge import journal
 from kbridge.errors import GuestError, KbridgeError, RecordError
 from kbridge.hypervisors.interface import Machine, MachineEvent, RunState
+from kbridge.peers import user_of
 from kbridge.transports.endpoints import Endpoint, Unix
 from kbridge.transports.streams import Listener, SocketAccess, Stream, connect
 
@@ -206,12 +205,7 @@ class Relay:
 
     def _name_for(self, connection: socket.socket) -> str:
         """Return the name of the user at the other end, with a number where there are several."""
-        credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-        _, uid, _ = struct.unpack("3i", credentials)
-        try:
-            user = pwd.getpwuid(uid).pw_name
-        except KeyError:
-            user = f"uid{uid}"
+        user = user_of(connection)
         taken = set(self._exchange.sessions.values())
         if user not in taken:
             return user

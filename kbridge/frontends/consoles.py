@@ -10,9 +10,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from kbridge.console.readers import RingReader
-from kbridge.frontends.peers import user_of
 from kbridge.frontends.typist import Typist
 from kbridge.frontends.window import SCREEN_BYTES, window_start
+from kbridge.peers import user_of
 from kbridge.transports.streams import Listener
 
 if TYPE_CHECKING:

@@ -19,8 +19,8 @@ from twisted.web import http
 
 from kbridge.frontends import websockets
 from kbridge.frontends.answering import Answering
-from kbridge.frontends.peers import user_of
 from kbridge.frontends.problems import PROBLEM_TYPE, Kind, Problem
+from kbridge.peers import user_of
 from kbridge.transports.streams import PRIVATE, Listener, SocketAccess
 
 if TYPE_CHECKING:
