@@ -286,6 +286,11 @@ class StubClient:
             self.interrupt_sent = False
 
     @property
+    def is_resuming(self) -> bool:
+        """Whether a resume waits for what was asked before it."""
+        return self._resuming
+
+    @property
     def waits_for_stop(self) -> bool:
         """Whether somebody is told of the next stop."""
         return self._stopped is not None

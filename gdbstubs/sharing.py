@@ -309,6 +309,11 @@ class Sharing:
         self.phase = Phase.LEAVING
         self._clear_deadline()
         self._held_stop = None
+        if self.client.is_resuming:
+            # What the session asked last is on its way: let it run and stop again.
+            self._set_deadline(INTERRUPT_SECONDS, self._not_stopping)
+            self.client.interrupt()
+            return
         if self.client.state is not State.RUNNING:
             self._clean()
             return

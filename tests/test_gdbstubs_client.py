@@ -92,7 +92,7 @@ def test_greeting_asks_what_the_stub_can_do_and_why_it_stands() -> None:
     bench = Bench().connect()
     assert bench.answers == [Halted(5, ONE)]
     assert bench.client.state is State.STOPPED
-    assert [one.partition(b":")[0] for one in bench.seen()] == [b"qSupported", b"vCont?", b"?"]
+    assert [one.partition(b":")[0] for one in bench.seen()] == [b"qSupported", b"vCont?", b"qqemu.sstep", b"?"]
     assert bench.client.deadline is None
 
 
@@ -129,7 +129,7 @@ def test_no_ack_mode_is_entered_where_it_is_offered() -> None:
     client.take_output()
     client.receive(b"+" + packet(b"QStartNoAckMode+;PacketSize=4000"))
     assert packet(b"QStartNoAckMode") in client.take_output()
-    client.receive(b"+" + packet(b"OK") + packet(b"vCont;c;s") + packet(b"T05"))
+    client.receive(b"+" + packet(b"OK") + packet(b"vCont;c;s") + packet(b"") + packet(b"T05"))
     client.take_output()
     client.read_registers(ONE, answers.append)
     client.receive(packet(b"OK") + packet(b"0011"))

@@ -12,7 +12,7 @@ from rsp.stub import packet
 
 ADDRESSES = (0x1000, 0x1008, 0x2000, 0x1FFF0, 0xFFFFF, 0x100000, 0, 0xFFFFFFFFFFFFFFFF)
 THREADS = (b"0", b"1", b"2", b"-1", b"p1.1", b"p1.-1", b"3f")
-RESUMES = (b"vCont;c", b"vCont;s:1;c", b"vCont;s:2;c", b"c", b"s", b"C05", b"S05", b"vCont;C05;s:1")
+RESUMES = (b"vCont;c", b"vCont;s:1;c", b"vCont;s:2;c", b"c", b"s", b"C05", b"S05", b"vCont;C05:1;c")
 
 
 def _address(chance: Random) -> bytes:

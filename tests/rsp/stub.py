@@ -2,7 +2,8 @@
 
 The quirks were all seen on the real one (docs/protocol-notes.md): connecting stops the machine and says so before it
 is asked; any byte stops a running one and is lost; `?` removes every breakpoint; inserting counts; `multiprocess` stays
-on for later connections; closing the connection without `D` leaves everything as it is.
+on for later connections; closing the connection without `D` leaves everything as it is; a processor
+that was told to step and did not come to it steps later.
 """
 
 from __future__ import annotations
@@ -47,36 +48,40 @@ class Machine:
     seen: list[bytes] = field(default_factory=list)
     """The payloads received."""
     resumed_by_stub: bool = False
+    continued: bool = False
+    """Whether the last resume of the stub let every processor run on."""
+    flags: set[int] = field(default_factory=set)
+    """Processors that trap after one instruction; a stop clears the flag of the one that it reports."""
+    sstep: int = 7
     multiprocess: bool = False
-    _stepping: bool = False
     _unacknowledged: bytes = b""
     _buffer: bytes = b""
     _threads_left: int = 0
 
     # -- the machine ---------------------------------------------------------------------------------------------
 
-    def start(self, *, by_stub: bool = False, step: bool = False) -> None:
+    def start(self, *, by_stub: bool = False) -> None:
         if not self.running:
             self.events.append(True)
         self.running = True
         self.detail = "running"
         self.resumed_by_stub = by_stub
-        self._stepping = step
 
-    def halt(self, signal: int, detail: str = "paused", more: str = "") -> None:
+    def halt(self, signal: int, detail: str = "paused", thread: int = 1) -> None:
         """Stop, and have the stub say so."""
         if not self.running:
             return
         self.running = False
+        self.flags.discard(thread)
         self.detail = detail
         self.events.append(False)
         if self.connected:
-            self._say(b"T%02xthread:%s;%s" % (signal, self._thread(1), more.encode()))
+            self._say(b"T%02xthread:%s;" % (signal, self._thread(thread)))
 
     def advance(self) -> None:
         """Let guest time pass: a step ends, a breakpoint is met."""
-        if (self.running and self._stepping) or (self.running and self.breakpoints):
-            self.halt(5, "debug")
+        if self.running and (self.flags or self.breakpoints):
+            self.halt(5, "debug", min(self.flags, default=1))
 
     def panic(self) -> None:
         self.halt(0x8F, "guest-panicked")
@@ -99,7 +104,7 @@ class Machine:
     def close(self) -> None:
         self.connected = False
         self.output.clear()
-        if self._stepping:
+        if self.flags:
             self.advance()  # one instruction does not wait for anybody
 
     def _say(self, payload: bytes) -> None:
@@ -165,7 +170,7 @@ class Machine:
             case b"D":
                 self._detach(rest)
             case b"c" | b"s":
-                self.start(by_stub=True, step=letter == b"s")
+                self._resume({1} if letter == b"s" else set())
             case _:
                 self._say(b"")
 
@@ -182,7 +187,15 @@ class Machine:
             case b"vCont?":
                 self._say(b"vCont;c;C;s;S")
             case b"vCont":
-                self.start(by_stub=True, step=b";s" in payload)
+                if all(self._known(action.partition(b":")[2] or b"-1") for action in payload.split(b";")[1:]):
+                    self._resume(self._stepping(payload))
+                else:
+                    self._say(b"E22")
+            case b"qqemu.sstep":
+                self._say(b"0x%x" % self.sstep)
+            case _ if name.startswith(b"Qqemu.sstep="):
+                self.sstep = int(name.partition(b"=")[2], 16)
+                self._say(b"OK")
             case b"qfThreadInfo":
                 self._threads_left = 1
                 self._say(b"m" + self._thread(1))
@@ -195,6 +208,28 @@ class Machine:
                 self._object(payload)
             case _:
                 self._say(b"")
+
+    def _stepping(self, payload: bytes) -> set[int]:
+        """The processors that are told to step; the first action that names one holds for it."""
+        left = {1, 2}
+        steps: set[int] = set()
+        for action in payload.split(b";")[1:]:
+            letter, _, thread = action.partition(b":")
+            number = int(thread.rpartition(b".")[2], 16) if thread not in (b"", b"-1") else -1
+            named = left & ({1, 2} if number == -1 else {number})
+            left -= named
+            if letter[:1] in b"sS":
+                steps |= named
+        return steps
+
+    def _resume(self, stepping: set[int]) -> None:
+        if self.sstep:
+            self.flags |= stepping
+        else:
+            self.flags -= stepping
+            stepping = set()
+        self.continued = not stepping
+        self.start(by_stub=True)
 
     def _object(self, payload: bytes) -> None:
         _, kind, _, annex, where = payload.split(b":")

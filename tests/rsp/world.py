@@ -67,6 +67,7 @@ class World:
         self._crossed = False
         self._garbled = False
         self._muddled = False
+        self._dropped = False
         self._last = 0
         self._executing = False
 
@@ -123,6 +124,7 @@ class World:
                 )
             case Report():
                 self.reports.append(effect)
+                self._dropped = self._dropped or effect.kind in ("debugger.stuck", "debugger.lost")
             case _:
                 raise AssertionError(effect)
 
@@ -142,7 +144,8 @@ class World:
         machine.receive(data)
         if data.strip(b"+") == b"\x03":
             machine.spoilt.clear()  # stopped by the acknowledgement before it: what was meant
-        if b"vCont;c#" in data and not crossed:
+        continued, machine.continued = machine.continued, False
+        if continued and not crossed:
             self._foreign = False
             self.should_run = True
 
@@ -186,10 +189,14 @@ class World:
 
     def close(self, number: int) -> None:
         session = self.sessions.pop(number)
+        self._interrupted(session)
+        self.do(self.exchange.session_closed, SessionId(number), self.now)
+
+    def _interrupted(self, session: Connected) -> None:
+        """It may have wanted the guest to run, and came to its end before that was done."""
         resumes = any(RESUMES.match(payload) for payload in session.debugger.asked)
         if self.should_run is False and (resumes or not session.clean):
-            self.should_run = None  # it may have wanted the guest to run, and left before that was done
-        self.do(self.exchange.session_closed, SessionId(number), self.now)
+            self.should_run = None
 
     # -- the stub and the monitor --------------------------------------------------------------------------------
 
@@ -223,6 +230,9 @@ class World:
         if self.machine.connected:
             if self._foreign:
                 self.should_run = None  # its last word was lost
+            for session in self.sessions.values():
+                self._interrupted(session)
+            self._dropped = True
             self.machine.close()
             self.do(self.exchange.stub_closed, "connection lost", self.now)
 
@@ -366,6 +376,10 @@ class World:
             return  # closed without `D`, and without knowing what stands: see the protocol notes
         assert not machine.breakpoints, f"left behind: {machine.breakpoints}"
         assert not self.journalled.attached
-        told = self.should_run is not None and not self._muddled
+        if self.was_connected and machine.running and not self._muddled and not self._dropped:
+            assert not machine.flags, "a processor will trap, and nobody wants it to"
+            assert machine.sstep == 7, "steps were left switched off"
+        # A processor that still has to step stops a guest whose stub was lost, whenever it comes to it.
+        told = self.should_run is not None and not self._muddled and not self._dropped
         if machine.alive and told and (self.resume_on_leave or not self.was_connected):
             assert machine.running is self.should_run, f"runs: {machine.running}"
