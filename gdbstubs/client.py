@@ -590,7 +590,17 @@ class StubClient:
                 self.inserted.clear()
             done(error)
 
-        self._ask(b"D;1" if self.dialect.multiprocess else b"D", answer)
+        def plain(reply: RawReply) -> None:
+            if as_done(reply) is None or isinstance(reply, TargetError):
+                answer(reply)
+            else:
+                # QEMU refuses it when any debugger before us has negotiated processes.
+                self._ask(b"D;1", answer)
+
+        if self.dialect.multiprocess:
+            self._ask(b"D;1", answer)
+        else:
+            self._ask(b"D", plain)
 
 
 def _ignored(result: object) -> None:

@@ -287,3 +287,20 @@ def test_the_relay_stopped_with_gdb_attached_lets_the_guest_go(bridge: Bridge) -
     bridge.start_relay()
     bridge.goes_on()
     assert not any(event["kind"] == "relay.recover" for event in bridge.events())
+
+
+def test_a_guest_without_a_monitor_is_debugged_by_its_stub_alone(cloud_guest: StartGuest) -> None:
+    with Bridge(cloud_guest, "--stub", monitor=False) as bridge:
+        for _ in range(3):
+            said = bridge.gdb("break *$pc", "info threads", "stepi", "x/8i $pc", "detach").finish()
+            assert "CPU#1" in said
+            assert "detached" in said
+            bridge.goes_on()
+        # A gdb straight on the stub leaves QEMU in another mode, in which it refuses a plain detach.
+        stub = bridge.guest["stub"].removeprefix("unix:")
+        assert "detached" in bridge.gdb(f"target remote {stub}", "detach", attach=False).finish()
+        gdb = bridge.gdb("break *$pc", "continue")
+        gdb.wait_for("Breakpoint 1, ")
+        gdb.kill()
+        bridge.goes_on()
+        assert bridge.breakpoints() == []
