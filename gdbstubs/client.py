@@ -126,8 +126,7 @@ class StubClient:
         if b"QStartNoAckMode+" in self._features:
             self._ask(b"QStartNoAckMode", self._unacknowledged)
         self._ask(b"vCont?", self._resumes_known)
-        if self.dialect.sticky_steps:
-            self.steps.learn()
+        self.steps.learn()
 
         def why(answer: RawReply) -> None:
             stop = as_stop(answer)

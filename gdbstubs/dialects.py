@@ -27,8 +27,6 @@ class Dialect:
     """Seconds until a stub that does not answer counts as lost."""
     packet_size: int
     """Bytes in a packet when the stub does not say."""
-    sticky_steps: bool
-    """Whether single-stepping must be cleared as ``steps.py`` tells."""
     detach_resumes: bool
     """Whether ``D`` lets the target run; a target that must rest is left by closing the connection."""
 
@@ -45,7 +43,6 @@ QEMU: Final = Dialect(
     acknowledge_late=True,
     request_timeout=30.0,
     packet_size=4096,
-    sticky_steps=True,
     detach_resumes=True,
 )
 
@@ -57,7 +54,6 @@ PLAIN: Final = Dialect(
     acknowledge_late=False,
     request_timeout=30.0,
     packet_size=400,
-    sticky_steps=False,
     detach_resumes=True,
 )
 """A stub of which nothing is known: the smallest packets, one request at a time."""

@@ -36,7 +36,7 @@ class StepFlags:
         return self._usual is not None and bool(self._owed)
 
     def learn(self) -> None:
-        """Ask for the flags on a new connection."""
+        """Ask for the flags on a new connection; a stub that does not know them is not QEMU's, and needs no care."""
         self._ask(b"qqemu.sstep", self._learned)
 
     def _learned(self, reply: RawReply) -> None:
