@@ -1,8 +1,8 @@
 """Byte streams for RSP: descriptors of our own, because a reply should not wait for the reactor's next round.
 
 Twisted's transports put what is written in a buffer and send it when the reactor comes round; ``Stream`` sends at
-once when nothing is queued, which halves what a relayed request costs (``docs/protocol-notes.md`` has the
-figures).  Only public API of the reactor is used.
+once when nothing is queued, which saves a round of the loop in each direction (``scripts/bench/rsp_latency.py``
+measures a request).  Only public API of the reactor is used.
 """
 
 from __future__ import annotations
