@@ -322,7 +322,9 @@ class _Connecting:
             self._done.errback(KbridgeError(f"cannot connect to {self._name}", why=why))
 
     def connectionLost(self, reason: Failure) -> None:  # noqa: N802 (the reactor's name)
-        self._failed("connection lost")
+        # The reactor sees the hang-up first; what caused it is still on the socket.
+        problem = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) if self._connected else 0
+        self._failed(os.strerror(problem) if problem else "the connection was lost")
 
     def logPrefix(self) -> str:  # noqa: N802 (the reactor's name)
         return "connecting"
