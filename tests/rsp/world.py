@@ -111,6 +111,8 @@ class World:
             case CloseStub(run):
                 assert self.closing is None, "closed twice"
                 self.closing = run
+                # A guest that is left standing keeps the steps it owes: only running clears them.
+                self._dropped = self._dropped or (not run and bool(self.machine.flags))
                 if self.machine.connected:
                     self.machine.close()
                     # As a stream does that is told to close.
@@ -310,6 +312,7 @@ class World:
 
     def elapse(self, seconds: float) -> None:
         self.now += seconds
+        self._dropped = self._dropped or (seconds >= 10 and self.machine.connected)
         deadline = self.exchange.deadline
         if deadline is not None and deadline <= self.now:
             self.do(self.exchange.expire, self.now)
