@@ -6,6 +6,7 @@ is in the journal; at the end of each run everybody leaves, and the guest must b
 
 from __future__ import annotations
 
+import os
 from random import Random
 
 from hypothesis import HealthCheck, settings
@@ -168,7 +169,7 @@ class Everything(RuleBasedStateMachine):
 
 
 Everything.TestCase.settings = settings(
-    max_examples=400,
+    max_examples=2000 if os.environ.get("CI") else 400,
     stateful_step_count=40,
     deadline=None,
     report_multiple_bugs=False,
