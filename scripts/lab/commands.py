@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from lab.machine import ConsoleBackend, Machine, Places, command_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from types import FrameType
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +56,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
+def _interrupt(number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt(signal.Signals(number).name)
+
+
 def _build(options: argparse.Namespace) -> int:
+    # What is half built takes gigabytes: remove it however we are asked to end.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
     for name in GUESTS if options.name == "all" else (options.name,):
         made = GUESTS[name].build()
         print(

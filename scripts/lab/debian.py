@@ -15,6 +15,7 @@ from typing import IO, TYPE_CHECKING
 if TYPE_CHECKING:
     from pathlib import Path
 
+from lab import lifetime
 from lab.errors import LabError
 from lab.progress import Step
 
@@ -92,7 +93,13 @@ def download(wanted: Package, into: Path) -> Path:
         f"{wanted.name}={wanted.version}",
     ]
     with Step(f"{wanted.name} {wanted.version}: download") as step, (into / "apt.log").open("w+") as log:
-        process = subprocess.Popen(command, cwd=into, stdout=log, stderr=log)
+        process = subprocess.Popen(
+            command,
+            cwd=into,
+            stdout=log,
+            stderr=log,
+            preexec_fn=lifetime.child_setup(),  # noqa: PLW1509 - this process has one thread
+        )
         try:
             while process.poll() is None:
                 have = sum(path.stat().st_size for path in into.glob(f"{wanted.name}_*") if path.exists())
@@ -122,7 +129,15 @@ def pipeline(label: str, *commands: list[str], cwd: Path) -> None:
         for number, command in enumerate(commands, start=1):
             errors: IO[str] = stack.enter_context(tempfile.TemporaryFile("w+"))
             output = subprocess.PIPE if number < len(commands) else subprocess.DEVNULL
-            process = subprocess.Popen(command, cwd=cwd, stdin=source, stdout=output, stderr=errors)
+            process = subprocess.Popen(
+                command,
+                cwd=cwd,
+                stdin=source,
+                stdout=output,
+                stderr=errors,
+                # One that went on after us would write into a folder that the next build removes.
+                preexec_fn=lifetime.child_setup(),  # noqa: PLW1509 - this process has one thread
+            )
             stack.callback(_end, process)
             if source is not None:
                 # Only the next command may hold it, or the earlier one would never see that its reader is gone.

@@ -6,11 +6,12 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import time
 from pathlib import Path
 
-from lab import builds, cache, debian, debugfiles, kconfig, modules
+from lab import builds, cache, debian, debugfiles, kconfig, lifetime, modules
 from lab.errors import LabError
 from lab.progress import Step
 
@@ -127,6 +128,8 @@ def _compile(tree: Path, environment: dict[str, str], log_path: Path) -> None:
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
+            # At SIGTERM make ends its compilers and removes what is half written.
+            preexec_fn=lifetime.child_setup(ending=signal.SIGTERM),  # noqa: PLW1509 - one thread
         )
         assert process.stdout is not None
         try:

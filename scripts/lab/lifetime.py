@@ -31,14 +31,14 @@ def die_with_parent(number: signal.Signals, parent: int) -> None:
         os.kill(os.getpid(), number)
 
 
-def child_setup(*, detach: bool) -> Callable[[], None]:
-    """What a new QEMU does before its program is loaded."""
+def child_setup(*, detach: bool = False, ending: signal.Signals = signal.SIGKILL) -> Callable[[], None]:
+    """What a new process does before its program is loaded; it gets `ending` when we are gone, unless detached."""
     starter = os.getpid()
 
     def prepare() -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         if not detach:
-            die_with_parent(signal.SIGKILL, starter)
+            die_with_parent(ending, starter)
 
     return prepare
 
