@@ -30,21 +30,22 @@ LINES_A_ROUND: Final = 64
 """At most so many lines are served before the reactor's other work has its turn (4 MB, 2 to 4 ms)."""
 
 # Coalescing.  When many lines trickle, a pause after a round lets several writes gather in each socket, and one
-# read fetches them all.  A pause may not hold up a guest, though.  A unix socket takes 278 bytes written one by
-# one (what QEMU's 16550 does), then its writer waits.  So a pause comes only
+# read fetches them all: at 115,200 baud 20 ms halve the reads.  A pause may not hold up a guest, though.  A unix
+# socket takes 278 bytes written one by one (what QEMU's 16550 does), then its writer waits; a line at 115,200 baud
+# puts 230 there in 20 ms.  So a pause comes only
 #
-# - when nothing is ready any more and BUSY_LINES or more different lines were served in the last PAUSE_SECONDS:
-#   32 lines that fill their 278 bytes in each pause give 1.8 MB/s together, more than a core can read of such
-#   bytes (1.2 MB/s), so the pause is not what limits them;
-# - and if none of them seems to be held up: 256 to 320 bytes in one read are a socket full of single bytes, more
-#   than 4 KB are one full of 16 at a time, or a flood.  As long as there is such a line there is no pause at all;
+# - when nothing is ready any more and BUSY_LINES or more different lines were served in the last PAUSE_SECONDS;
+# - and if none of them seemed to be held up lately: 256 to 320 bytes in one read are a socket full of single bytes,
+#   more than 4 KB are one full of 16 at a time, or a flood.  Such a line ends all pauses for HURRY_SECONDS: it is
+#   held up by one pause in that time at most (4 % of its speed);
 # - never over a write: who types, or asks kgdb, waits for the answer (`wake`).
 #
 # One line, or thirty, are always read at once.
 BUSY_LINES: Final = 32
 SOCKET_FULL_OF_BYTES: Final = range(256, 321)
 FLOOD_BYTES: Final = 4096
-PAUSE_SECONDS: Final = 0.005
+PAUSE_SECONDS: Final = 0.02
+HURRY_SECONDS: Final = 0.5
 
 Ready = Callable[[int], int]
 """Called with epoll's events; may read once, and returns how many bytes it read.
@@ -90,7 +91,7 @@ class LinePoller:
         self._pause: IDelayedCall | None = None
         self._recent: set[int] = set()
         self._recent_since = 0.0
-        self._held_up = False
+        self._hurry_until = 0.0
         self._closed = False
 
     def add(self, fd: int, events: int, ready: Ready, broken: Callable[[], None]) -> None:
@@ -174,10 +175,10 @@ class LinePoller:
                 self._broken[fd]()
             else:
                 if count in full or count > FLOOD_BYTES:
-                    self._held_up = True
+                    self._hurry_until = now + HURRY_SECONDS
         drained = len(events) < LINES_A_ROUND or not self._epoll.poll(0, 1)
         # See the top for the rule.
-        if drained and len(recent) >= BUSY_LINES and not self._held_up and handlers:
+        if drained and len(recent) >= BUSY_LINES and now >= self._hurry_until and handlers:
             self._reactor.removeReader(self)
             self._pause = self._reactor.callLater(PAUSE_SECONDS, self.wake)
             self._forget(now)
@@ -185,7 +186,6 @@ class LinePoller:
     def _forget(self, now: float) -> None:
         self._recent.clear()
         self._recent_since = now
-        self._held_up = False
 
     def _end_pause(self) -> bool:
         pause, self._pause = self._pause, None
