@@ -43,10 +43,12 @@ class ConnectStub:
 class CloseStub:
     """Close the connection to the stub, then see to it that the guest runs, if ``run``.
 
-    Answer with ``Exchange.stub_left``.  Without ``run`` the guest is left standing.
+    Answer with ``Exchange.stub_left``.  Without ``run`` the guest is left standing.  ``detached``: the stub has let it
+    run already, so if it is found paused then somebody else has paused it since.
     """
 
     run: bool
+    detached: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -231,7 +231,6 @@ Request = (
     | Monitor
 )
 
-_HIGHEST_ADDRESS: Final = (1 << 64) - 1
 _MOST_ACTIONS: Final = 64
 
 

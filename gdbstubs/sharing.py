@@ -96,6 +96,8 @@ class Sharing:
         self._held_stop: Halted | None = None
         self._generation = 0
         self._asked_generation = -1
+        self._resumes_untold = 0
+        """How many resumes of ours the monitor has not reported yet; it reports each once."""
         self._on_left: list[Callable[[], None]] = []
 
     # -- what the shell tells -------------------------------------------------------------------------------
@@ -156,6 +158,7 @@ class Sharing:
             self._leave()
             return
         self.phase = Phase.ATTACHED
+        self._resumes_untold = 0
         self._count_stop(stop)
         if self._holder is not None:
             self._emit(Report("debugger.attach", {"session": self._holder.name, "stop": self.stop_number}))
@@ -238,7 +241,16 @@ class Sharing:
 
         The stub's own reports are quicker as a rule; only when it stays silent is the monitor asked.
         """
-        if self.phase not in (Phase.ATTACHED, Phase.LEAVING) or self._held_stop is not None:
+        if self.phase not in (Phase.ATTACHED, Phase.LEAVING):
+            return
+        foreign = runs and self._resumes_untold == 0
+        if runs and not foreign:
+            self._resumes_untold -= 1
+        if self._held_stop is not None:
+            return
+        if foreign and self.client.state is State.STOPPED:
+            # Every request that the stub gets from now on would stop the guest, and be lost: lose no time.
+            self._ask_machine()
             return
         if self.phase is Phase.LEAVING and self._deadline is not None and not runs:
             if self.client.state is State.RUNNING:
@@ -360,9 +372,11 @@ class Sharing:
         if not run or not self.client.dialect.detach_resumes or self.client.state is State.CLOSED:
             self._close_stub(run=run)
             return
-        self.client.detach(lambda result: self._close_stub(run=True))
+        self.client.detach(lambda result: self._close_stub(run=True, detached=result is None))
 
-    def _close_stub(self, *, run: bool, left_behind: tuple[Breakpoint, ...] = ()) -> None:
+    def _close_stub(
+        self, *, run: bool, detached: bool = False, left_behind: tuple[Breakpoint, ...] = ()
+    ) -> None:
         """Close the connection, once; what it left behind is removed by another one, if that can be made."""
         if self._is_closing:
             return
@@ -373,7 +387,7 @@ class Sharing:
         self._orphans = left_behind
         # A guest that runs into what was left behind would stand there for ever: it is resumed afterwards.
         self._resume_owed = run and bool(left_behind) and self._recoveries < MOST_RECOVERIES
-        self._emit(CloseStub(run and not self._resume_owed))
+        self._emit(CloseStub(run and not self._resume_owed, detached))
 
     def when_left(self, told: Callable[[], None]) -> None:
         """Call ``told`` once the guest has been let go."""
@@ -445,6 +459,7 @@ class Sharing:
         ):
             self._run_after = True
             self._write_journal()
+        self._resumes_untold += 1
         self.client.resume(actions, self._stopped)
 
     def _stopped(self, stop: Stop | TargetError) -> None:

@@ -294,8 +294,8 @@ class Relay:
                     stream.close()
             case ConnectStub():
                 self._launch(self._connect_stub())
-            case CloseStub(run):
-                self._launch(self._close_stub(run=run))
+            case CloseStub(run, detached):
+                self._launch(self._close_stub(run=run, detached=detached))
             case QueryMachine():
                 self._launch(self._query_machine())
             case Journal():
@@ -388,14 +388,14 @@ class Relay:
         self._exchange.stub_closed(f"its debug stub is gone ({reason})", self._now())
         self._execute()
 
-    async def _close_stub(self, *, run: bool) -> None:
+    async def _close_stub(self, *, run: bool, detached: bool) -> None:
         stub, self._stub = self._stub, None
         if stub is not None:
             stub.abort("let go")
         if run and self._machine is not None and self._machine.connected:
             try:
                 state = await self._machine.query()
-                if state.run in (RunState.PAUSED, RunState.DEBUG):
+                if state.run is RunState.DEBUG or (state.run is RunState.PAUSED and not detached):
                     await self._machine.resume()
             except KbridgeError as error:
                 self._log.error("{guest}: cannot be resumed: {error}", guest=self._guest, error=str(error))

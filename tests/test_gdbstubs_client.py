@@ -92,7 +92,12 @@ def test_greeting_asks_what_the_stub_can_do_and_why_it_stands() -> None:
     bench = Bench().connect()
     assert bench.answers == [Halted(5, ONE)]
     assert bench.client.state is State.STOPPED
-    assert [one.partition(b":")[0] for one in bench.seen()] == [b"qSupported", b"vCont?", b"qqemu.sstep", b"?"]
+    assert [one.partition(b":")[0] for one in bench.seen()] == [
+        b"qSupported",
+        b"vCont?",
+        b"qqemu.sstep",
+        b"?",
+    ]
     assert bench.client.deadline is None
 
 

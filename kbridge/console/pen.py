@@ -51,9 +51,7 @@ class Pen:
         """Whether ``grip`` is the one that holds."""
         return self._grip is grip
 
-    def take(
-        self, holder: str, *, force: bool = False, taken: Callable[[str], None] | None = None
-    ) -> Grip:
+    def take(self, holder: str, *, force: bool = False, taken: Callable[[str], None] | None = None) -> Grip:
         """Take the pen; ``force`` takes it from whoever has it, who is told by ``taken``.
 
         Raises ``LineError``, naming the holder, when it is held and not taken by force.

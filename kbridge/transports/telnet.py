@@ -79,8 +79,12 @@ class TelnetCodec:
     def greeting(self) -> bytes:
         """Ask for a clean line: eight bits both ways, no going ahead, no local echo."""
         return b"".join(
-            [self._offer(BINARY), self._ask(BINARY), self._offer(SUPPRESS_GO_AHEAD),
-            self._ask(SUPPRESS_GO_AHEAD)]
+            [
+                self._offer(BINARY),
+                self._ask(BINARY),
+                self._offer(SUPPRESS_GO_AHEAD),
+                self._ask(SUPPRESS_GO_AHEAD),
+            ]
         )
 
     def encode(self, text: bytes) -> bytes:
