@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from lab import builds, cache, debian
+from lab import builds, cache, debian, kgdb
 from lab.errors import LabError
 
 SCRIPTS = Path(cache.__file__).resolve().parent.parent
@@ -160,3 +160,19 @@ def test_the_first_record_of_apt_cache_is_read() -> None:
 def test_a_failing_unpacker_is_reported_with_its_words(tmp_path: Path) -> None:
     with pytest.raises(LabError, match=r"unpack failed: .*gone"):
         debian.unpack(tmp_path / "gone_1_amd64.deb", tmp_path, "*")
+
+
+def test_a_folder_that_qemu_cannot_take_is_refused_before_anything_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "one, two"))
+    with pytest.raises(LabError, match="comma; set XDG_CACHE_HOME"), cache.locked("fake"):
+        pytest.fail("it was locked")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["my cache", "a:b"])
+def test_a_folder_that_the_kernels_makefile_refuses_is_named(tmp_path: Path, name: str) -> None:
+    with pytest.raises(LabError, match=f"{name}.*spaces and colons; set XDG_CACHE_HOME"):
+        kgdb.require_path(tmp_path / name)
+    kgdb.require_path(tmp_path / "cache")

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+from lab.errors import LabError
 from lab.progress import Step
 
 # A kernel's older builds may still be wanted by another checkout of the project, which has another recipe.
@@ -48,6 +49,8 @@ def current(name: str) -> Path | None:
 def locked(name: str) -> Iterator[Path]:
     """The guest's folder, with nobody else building in it. Waits for another build as long as that takes."""
     base = folder(name)
+    if "," in str(base):
+        raise LabError(f"{base}: QEMU's options cannot hold a path with a comma; set XDG_CACHE_HOME")
     base.mkdir(parents=True, exist_ok=True)
     with (base / ".lock").open("w") as lock:
         try:

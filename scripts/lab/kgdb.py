@@ -56,6 +56,7 @@ def build() -> builds.Build:
 
 def _make(source: debian.Package, folder: Path) -> None:
     require_tools()
+    require_path(folder)
     work = folder / "work"
     work.mkdir()
     tree = _unpack(debian.download(source, work), work)
@@ -73,6 +74,14 @@ def require_tools() -> None:
     missing += [] if Path("/usr/include/libelf.h").exists() else ["libelf-dev"]
     if missing:
         raise LabError(f"cannot compile a kernel; run: sudo apt-get install {' '.join(missing)}")
+
+
+def require_path(folder: Path) -> None:
+    """Raises LabError if the kernel's Makefile would refuse to build below a folder, before it is downloaded."""
+    if re.search(r"[\s:]", str(folder.resolve())):
+        raise LabError(
+            f"Linux cannot be built below {folder}: its Makefile refuses spaces and colons; set XDG_CACHE_HOME"
+        )
 
 
 def _unpack(deb: Path, work: Path) -> Path:
