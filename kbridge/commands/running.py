@@ -18,6 +18,7 @@ from kbridge import places
 from kbridge.commands.log_lines import LogLines
 from kbridge.daemon import Daemon
 from kbridge.errors import KbridgeError
+from kbridge.process import raise_descriptor_limit, spare_garbage_collection
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -60,12 +61,14 @@ class _Run:
 
     def _start(self) -> None:
         signal.signal(signal.SIGHUP, lambda *_: self._reactor.callFromThread(self._reload))
+        raise_descriptor_limit()
         try:
             self._daemon.start()
         except KbridgeError as error:
             self._problem = error
             self._reactor.stop()
             return
+        spare_garbage_collection()
         for line in sockets(self._daemon.config):
             _say(line)
         self._notify("READY=1")

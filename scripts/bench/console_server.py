@@ -5,7 +5,6 @@ Lines come on stdin, one endpoint a line, ended by an empty line.  Readers conne
 
 from __future__ import annotations
 
-import resource
 import socket
 import sys
 from pathlib import Path
@@ -18,6 +17,7 @@ from twisted.internet import reactor  # noqa: E402
 
 from kbridge.console.readers import RingReader  # noqa: E402
 from kbridge.console.recorder import Recorder  # noqa: E402
+from kbridge.process import raise_descriptor_limit, spare_garbage_collection  # noqa: E402
 from kbridge.transports.endpoints import parse_endpoint  # noqa: E402
 from kbridge.transports.opening import open_line  # noqa: E402
 from kbridge.transports.poller import LinePoller  # noqa: E402
@@ -27,8 +27,7 @@ from kbridge.transports.streams import Listener  # noqa: E402
 def main() -> None:
     directory = Path(sys.argv[1])
     ring_bytes = int(sys.argv[2])
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    raise_descriptor_limit()
     poller = LinePoller(reactor)
     recorders = []
     lines = []
@@ -45,6 +44,7 @@ def main() -> None:
         print("reader", flush=True)
 
     Listener(reactor, directory / "readers", serve)
+    spare_garbage_collection()
     reactor.callWhenRunning(print, "ready", flush=True)
     reactor.run()
 
