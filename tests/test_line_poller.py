@@ -122,6 +122,19 @@ def test_lines_that_were_busy_long_ago_do_not_count(lab: Lab) -> None:
     assert lab.reactor.watched
 
 
+def test_lines_that_are_never_all_idle_make_a_pause_when_one_comes_round_again(lab: Lab) -> None:
+    ends = [lab.line(115) for _ in range(3 * LINES_A_ROUND)]
+    for end in ends:
+        os.write(end, b"xxxxxx")  # ready for six rounds
+    for _ in range(3):
+        assert lab.reactor.watched or not lab.served
+        lab.poller.doRead()
+    assert sorted(lab.served) == list(range(len(ends))), "each line once before any is read twice"
+    assert lab.reactor.watched
+    lab.poller.doRead()
+    assert not lab.reactor.watched
+
+
 def test_there_is_no_pause_while_lines_are_ready(lab: Lab) -> None:
     lab.lines(LINES_A_ROUND + 1, 115)
     lab.poller.doRead()

@@ -34,7 +34,9 @@ LINES_A_ROUND: Final = 64
 # socket takes 278 bytes written one by one (what QEMU's 16550 does), then its writer waits; a line at 115,200 baud
 # puts 230 there in 20 ms.  So a pause comes only
 #
-# - when nothing is ready any more and BUSY_LINES or more different lines were served in the last PAUSE_SECONDS;
+# - when BUSY_LINES or more different lines were served in the last PAUSE_SECONDS, and either nothing is ready any
+#   more or a line came round again (a thousand lines are never all idle: while the last are read, the first have
+#   more);
 # - and if none of them seemed to be held up lately: 256 to 320 bytes in one read are a socket full of single bytes,
 #   more than 4 KB are one full of 16 at a time, or a flood.  Such a line ends all pauses for HURRY_SECONDS: it is
 #   held up by one pause in that time at most (4 % of its speed);
@@ -163,11 +165,15 @@ class LinePoller:
             self._forget(now)
         events = self._epoll.poll(0, LINES_A_ROUND)
         handlers, recent, full = self._ready, self._recent, SOCKET_FULL_OF_BYTES
+        came_round = False
         for fd, mask in events:
             ready = handlers.get(fd)
             if ready is None:  # closed by a line served before it in this round
                 continue
-            recent.add(fd)
+            if fd in recent:
+                came_round = True
+            else:
+                recent.add(fd)
             try:
                 count = ready(mask)
             except Exception:  # noqa: BLE001  a bug in one line ends that line, not all lines
@@ -176,9 +182,10 @@ class LinePoller:
             else:
                 if count in full or count > FLOOD_BYTES:
                     self._hurry_until = now + HURRY_SECONDS
-        drained = len(events) < LINES_A_ROUND or not self._epoll.poll(0, 1)
         # See the top for the rule.
-        if drained and len(recent) >= BUSY_LINES and now >= self._hurry_until and handlers:
+        if len(recent) < BUSY_LINES or now < self._hurry_until or not handlers:
+            return
+        if came_round or len(events) < LINES_A_ROUND or not self._epoll.poll(0, 1):
             self._reactor.removeReader(self)
             self._pause = self._reactor.callLater(PAUSE_SECONDS, self.wake)
             self._forget(now)
