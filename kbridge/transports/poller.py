@@ -185,7 +185,7 @@ class LinePoller:
         # See the top for the rule.
         if len(recent) < BUSY_LINES or now < self._hurry_until or not handlers:
             return
-        if came_round or len(events) < LINES_A_ROUND or not self._epoll.poll(0, 1):
+        if came_round or len(events) < LINES_A_ROUND:
             self._reactor.removeReader(self)
             self._pause = self._reactor.callLater(PAUSE_SECONDS, self.wake)
             self._forget(now)
