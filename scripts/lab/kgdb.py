@@ -56,7 +56,7 @@ def build() -> builds.Build:
 
 def _make(source: debian.Package, folder: Path) -> None:
     require_tools()
-    require_path(folder)
+    require_path(folder.parent)
     work = folder / "work"
     work.mkdir()
     tree = _unpack(debian.download(source, work), work)
