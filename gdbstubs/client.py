@@ -250,11 +250,17 @@ class StubClient:
         stopped, self._stopped = self._stopped, None
         if stopped is not None:
             stopped(stop)
-        if self.dialect.pipeline > 1 and isinstance(stop, Halted) and stop.thread is not None:
+        # Who was told may have gone on already, or left: nothing may follow a resume or a detach.
+        if (
+            self._is_idle()
+            and isinstance(stop, Halted)
+            and stop.thread is not None
+            and self.dialect.pipeline > 1
+        ):
             # A debugger asks at each stop what it asked at the last one: have it ready.
-            if used_registers and self._is_idle():
+            if used_registers:
                 self.read_registers(stop.thread, _ignored)
-            if used_threads and self.state is State.STOPPED:
+            if used_threads:
                 self.list_threads(_ignored)
             self._used_registers = self._used_threads = False
 

@@ -563,3 +563,38 @@ def test_any_replies_end_in_an_answer_or_a_protocol_error(name: str, replies: li
         pass
     client.closed("lost")
     assert len(answers) == 1
+
+
+# ── asking ahead ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_what_was_asked_at_the_last_stop_is_asked_ahead_at_the_next(bench: Bench) -> None:
+    client = bench.client
+    bench.ask(client.read_registers, ONE)
+    bench.ask(client.list_threads)
+    client.resume(GO, bench.answers.append)
+    bench.exchange()
+    bench.seen()
+    bench.machine.halt(5)
+    bench.exchange()
+    asked = [one.partition(b",")[0] for one in bench.seen()]
+    assert b"g" in asked
+    assert b"qfThreadInfo" in asked
+    # And the answers are there, without a word to the stub.
+    bench.ask(client.read_registers, ONE)
+    bench.ask(client.list_threads)
+    assert bench.seen() == []
+
+
+def test_nothing_follows_a_detach_at_a_stop(bench: Bench) -> None:
+    """A byte after ``D`` would stop the guest that it let run."""
+    client = bench.client
+    bench.ask(client.read_registers, ONE)
+    bench.ask(client.list_threads)
+    client.resume(GO, lambda stop: client.detach(bench.answers.append))
+    bench.exchange()
+    bench.seen()
+    bench.machine.halt(5)
+    bench.exchange()
+    assert bench.seen() == [b"D;1"]
+    assert bench.machine.running
