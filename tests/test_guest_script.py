@@ -67,9 +67,10 @@ class Line:
         return match
 
     def run(self, command: str) -> str:
-        """What a command prints in the guest's shell."""
+        """What a command prints in the guest's shell, without the ticks that came between."""
         self.socket.sendall(f'echo BE""GIN; {command}; echo E""ND\r'.encode())
-        return self.expect(rb"BEGIN\r\n(?s:(.*?))END\r\n")[1].decode()
+        said = self.expect(rb"BEGIN\r\n(?s:(.*?))END\r\n")[1]
+        return re.sub(rb"(?m)^tick \d+\r\n", b"", said).decode()
 
 
 class Monitor:

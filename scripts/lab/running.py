@@ -153,13 +153,15 @@ def run(machine: Machine, build: Build, *, detach: bool, temporary: bool) -> int
     block_signals()
     if not detach:
         lifetime.die_with_parent(signal.SIGTERM, parent)
+    # Before anything is said: whoever reads that may close our input at once.
+    line = None if detach else lifetime.lifeline()
     done = False
     try:
         started = start(machine, detach=detach)
         try:
             print(started.report(build), flush=True)
             done = detach
-            return 0 if detach else _stay(started)
+            return 0 if detach else _stay(started, line)
         finally:
             if not done:
                 lifetime.stop(started.process)
@@ -168,9 +170,9 @@ def run(machine: Machine, build: Build, *, detach: bool, temporary: bool) -> int
             shutil.rmtree(machine.places.folder)
 
 
-def _stay(started: Started) -> int:
+def _stay(started: Started, line: int | None) -> int:
     process = started.process
-    if not lifetime.wait(process, lifetime.lifeline()):
+    if not lifetime.wait(process, line):
         return 0
     status = process.wait()
     if status < 0:
