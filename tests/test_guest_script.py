@@ -181,7 +181,7 @@ def test_nothing_in_the_kgdb_kernel_names_where_it_was_built(kgdb_built: str) ->
 
 @pytest.mark.guest
 def test_cloud_boots_to_a_shell_with_its_modules_and_devices(cloud_guest: Any) -> None:
-    said = cloud_guest("--append", "kbridge.tick=0.1")
+    said = cloud_guest("--append", "kbridge.tick=2")
     with closing(Line(said["console"])) as console:
         ready = console.expect(rb"kbridge-guest: ready \((\S+), (\S+)\)")
         assert ready.groups() == (b"cloud", said["release"].encode())
