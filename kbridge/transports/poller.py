@@ -27,7 +27,7 @@ READ: Final = select.EPOLLIN
 WRITE: Final = select.EPOLLOUT
 
 LINES_A_ROUND: Final = 64
-"""At most so many lines are served before the reactor's other work has its turn (4 MB, 2 to 4 ms)."""
+"""At most so many lines are served before the reactor's other work has its turn (8 MB, 3 to 4 ms)."""
 
 # Coalescing.  When many lines trickle, a pause after a round lets several writes gather in each socket, and one
 # read fetches them all: at 115,200 baud 20 ms halve the reads.  A pause may not hold up a guest, though.  A unix
