@@ -23,7 +23,8 @@ from gdbstubs.gather import Answer, LargeRead, ObjectRead, ThreadList
 from gdbstubs.link import Link
 from gdbstubs.packets import format_thread
 from gdbstubs.replies import Reply as RawReply
-from gdbstubs.replies import as_data, as_done, as_stop
+from gdbstubs.replies import as_data, as_done, as_registers, as_stop
+from gdbstubs.rights import Right
 from gdbstubs.steps import StepFlags
 from gdbstubs.target import (
     ALL_THREADS,
@@ -369,6 +370,16 @@ class StubClient:
 
     # -- the target port ------------------------------------------------------------------------------------
 
+    @property
+    def right(self) -> Right:
+        """Who has the stub may do everything."""
+        return Right.CONTROLLER
+
+    @property
+    def reverses(self) -> bool:
+        """Whether the stub announced that it can run backwards."""
+        return {b"ReverseStep+", b"ReverseContinue+"} <= self._features
+
     def attach(self, done: Reply[None]) -> None:
         """Tell whether there is a connection to the stub, which holds the target."""
         done(self._lost if self.state is State.CLOSED else None)
@@ -399,7 +410,7 @@ class StubClient:
             for tell in waiting:
                 tell(result)
 
-        self._ask_of(thread, b"g", as_data, read)
+        self._ask_of(thread, b"g", as_registers, read)
 
     def write_registers(self, thread: ThreadId, data: bytes, done: Reply[None]) -> None:
         """Write all general registers."""
@@ -408,7 +419,7 @@ class StubClient:
 
     def read_register(self, thread: ThreadId, number: int, done: Reply[bytes]) -> None:
         """Read one register."""
-        self._ask_of(thread, b"p%x" % number, as_data, done)
+        self._ask_of(thread, b"p%x" % number, as_registers, done)
 
     def write_register(self, thread: ThreadId, number: int, value: bytes, done: Reply[None]) -> None:
         """Write one register."""

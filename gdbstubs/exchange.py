@@ -17,7 +17,6 @@ from gdbstubs.client import StubClient
 from gdbstubs.dialects import Dialect
 from gdbstubs.effects import CloseSession, Effect, Report, SessionId, ToSession, ToStub
 from gdbstubs.errors import LinkFailed, RemoteProtocolError
-from gdbstubs.packets import Right
 from gdbstubs.server import Server
 from gdbstubs.sharing import MachineStatus, Seat, Sharing
 from gdbstubs.target import Breakpoint
@@ -68,7 +67,7 @@ class Exchange:
             return False
 
         seat = self.sharing.join(number, name, lambda words: server.say(words))  # noqa: PLW0108 server comes below
-        server = Server(seat, Right.CONTROLLER, lambda command: self._monitor(name, command))
+        server = Server(seat, lambda command, done: done(self._monitor(name, command)))
         server.now = now
         self._sessions[number] = _Session(name, server, seat)
         return True

@@ -13,20 +13,11 @@ import binascii
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import IntEnum
 from typing import Final
 
+from gdbstubs.rights import Right
 from gdbstubs.target import ALL_THREADS, Action, Breakpoint, BreakpointKind, Motion, ThreadId
 from gdbstubs.wire import unescape
-
-
-class Right(IntEnum):
-    """What a session may do; each includes those before it."""
-
-    OBSERVER = 1
-    """Read registers, memory and threads, and wait for stops."""
-    CONTROLLER = 2
-    """Resume, step, write and interrupt."""
 
 
 @dataclass(frozen=True, slots=True)

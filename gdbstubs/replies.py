@@ -41,18 +41,23 @@ def unexpected(reply: bytes, wanted: str) -> TargetError:
 
 
 def as_data(reply: Reply) -> bytes | TargetError:
-    """Decode hexadecimal data, such as the reply to ``m`` and ``g``.  Unavailable registers (``xx``) read as 0."""
+    """Decode hexadecimal data, such as the reply to ``m``."""
     # Hexadecimal data never begins with a capital E: stubs write lower case, and gdb relies on it too.
     if isinstance(reply, TargetError) or not reply or reply[0] == 0x45:
         return as_error(reply) or unexpected(bytes(reply) if isinstance(reply, bytes) else b"", "data")
     try:
         return binascii.unhexlify(reply)
     except binascii.Error:
-        pass
-    try:
-        return binascii.unhexlify(reply.replace(b"x", b"0"))
-    except binascii.Error:
         return unexpected(reply, "data")
+
+
+def as_registers(reply: Reply) -> bytes | TargetError:
+    """Take the reply to ``g`` or ``p``: hexadecimal text, ``xx`` for what is not available."""
+    if isinstance(reply, TargetError) or not reply or reply[0] == 0x45:
+        return as_error(reply) or unexpected(bytes(reply) if isinstance(reply, bytes) else b"", "registers")
+    if len(reply) % 2 or reply.translate(None, b"0123456789abcdefABCDEFx"):
+        return unexpected(reply, "registers")
+    return reply
 
 
 def as_done(reply: Reply) -> TargetError | None:

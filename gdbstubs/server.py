@@ -39,7 +39,6 @@ from gdbstubs.packets import (
     Remove,
     Request,
     Resume,
-    Right,
     SelectThread,
     StartNoAck,
     Supported,
@@ -81,23 +80,22 @@ MOST_PENDING: Final = 1024
 class _Slot:
     """The place of one reply that is not known yet, in the order of the requests."""
 
-    __slots__ = ("payload",)
+    __slots__ = ("payloads",)
 
     def __init__(self) -> None:
-        self.payload: bytes | None = None
+        self.payloads: tuple[bytes, ...] | None = None
 
 
 class Server:
     """One debugger's session; the module's text says how.
 
-    ``monitor`` answers ``monitor`` commands with text.  ``compress`` run-length encodes replies, which pays on
-    slow links only.
+    ``monitor`` is given the text of a ``monitor`` command and what to call, once, with the answer.  ``compress``
+    run-length encodes replies, which pays on slow links only.
     """
 
     def __init__(
-        self, target: Target, right: Right, monitor: Callable[[str], str], *, compress: bool = False
+        self, target: Target, monitor: Callable[[str, Callable[[str], None]], None], *, compress: bool = False
     ) -> None:
-        self.right = right
         self.now = 0.0
         self.finished = False
         """Whether the connection is to be closed once the output is written."""
@@ -203,7 +201,7 @@ class Server:
             self.say(f"{payload[:20]!r} is malformed: {error}")
             self._reply(b"E%02x" % EINVAL)
             return
-        if row.right > self.right:
+        if row.right > self._target.right:
             self._refuse(
                 request, TargetError(EPERM, "this session observes: only the controller may do that")
             )
@@ -215,7 +213,7 @@ class Server:
     def _reply(self, payload: bytes) -> None:
         if self._slots:
             slot = self._slot()
-            slot.payload = payload
+            slot.payloads = (payload,)
             return
         self._send(payload)
 
@@ -223,7 +221,7 @@ class Server:
         """Send what answers a resume, behind the replies to what was asked before it."""
         if self._slots:
             slot = _Slot()
-            slot.payload = payload
+            slot.payloads = (payload,)
             self._slots.append(slot)
         else:
             self._send(payload)
@@ -248,14 +246,15 @@ class Server:
         self._slots.append(slot)
         return slot
 
-    def _fill(self, slot: _Slot, payload: bytes) -> None:
+    def _fill(self, slot: _Slot, *payloads: bytes) -> None:
         if self.finished:
             return
-        slot.payload = payload
+        slot.payloads = payloads
         slots = self._slots
-        while slots and (ready := slots[0].payload) is not None:
+        while slots and (ready := slots[0].payloads) is not None:
             slots.popleft()
-            self._send(ready)
+            for payload in ready:
+                self._send(payload)
 
     def _refuse(self, request: Request, error: TargetError) -> None:
         self._reply(self._error(request, error))
@@ -336,11 +335,15 @@ class Server:
         self._reply(b"OK")
 
     def _monitor_command(self, request: Monitor) -> None:
-        text = "".join(f"{words}\n" for words in self._words) + self._monitor(request.command)
-        self._words.clear()
-        for start in range(0, len(text), 4096):
-            self._reply(b"O" + binascii.hexlify(text[start : start + 4096].encode()))
-        self._reply(b"OK")
+        slot = self._slot()
+
+        def answered(answer: str) -> None:
+            text = "".join(f"{words}\n" for words in self._words) + answer
+            self._words.clear()
+            pieces = [text[start : start + 4096] for start in range(0, len(text), 4096)]
+            self._fill(slot, *(b"O" + binascii.hexlify(piece.encode()) for piece in pieces), b"OK")
+
+        self._monitor(request.command, answered)
 
     def _detach(self, request: Detach) -> None:
         slot = self._slot()
@@ -443,7 +446,7 @@ class Server:
 
     def _read_registers(self, request: ReadRegisters) -> None:
         self._target.read_registers(
-            self._thread(), partial(self._answer, request, self._slot(), binascii.hexlify)
+            self._thread(), partial(self._answer, request, self._slot(), _encode_registers)
         )
 
     def _write_registers(self, request: WriteRegisters) -> None:
@@ -451,7 +454,7 @@ class Server:
 
     def _read_register(self, request: ReadRegister) -> None:
         self._target.read_register(
-            self._thread(), request.number, partial(self._answer, request, self._slot(), binascii.hexlify)
+            self._thread(), request.number, partial(self._answer, request, self._slot(), _encode_registers)
         )
 
     def _write_register(self, request: WriteRegister) -> None:
@@ -562,6 +565,10 @@ _ANNOUNCED: Final = ("swbreak", "hwbreak")
 
 def _encode_ok(result: None) -> bytes:
     return b"OK"
+
+
+def _encode_registers(text: bytes) -> bytes:
+    return text
 
 
 def _encode_binary(data: bytes) -> bytes:

@@ -25,6 +25,7 @@ from gdbstubs.client import State, StubClient
 from gdbstubs.effects import CloseStub, ConnectStub, Effect, Journal, QueryMachine, Report, SessionId
 from gdbstubs.errors import EBUSY, EIO, TargetError
 from gdbstubs.pages import PageCache
+from gdbstubs.rights import Right
 from gdbstubs.target import (
     SIGINT,
     SIGTRAP,
@@ -581,6 +582,16 @@ class Seat:
         self._sharing.left(self)
 
     # -- the target port ------------------------------------------------------------------------------------
+
+    @property
+    def right(self) -> Right:
+        """What this session may do now."""
+        return Right.CONTROLLER
+
+    @property
+    def reverses(self) -> bool:
+        """Whether the stub can run backwards."""
+        return self._client.reverses
 
     def _when_attached(self, operation: Callable[[], None], refuse: Callable[[TargetError], Any]) -> None:
         if self._is_attached:

@@ -3,7 +3,8 @@
 ``Target`` is implemented by a stub seen through the client half (``client.py``), by one session's share of it
 (``sharing.py``), and later by a core file.  Values are frozen.  Every operation that yields something takes a
 ``Reply``: a function that is called exactly once with the result, or with a ``TargetError``; it may be called
-before the operation returns.  Register bytes are in the target's own byte order.
+before the operation returns.  Registers that are read are hexadecimal text in the target's byte order and in the
+order of its description, as in a ``g`` packet, with ``xx`` for each byte that is not available.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from enum import Enum
 from typing import Final, NewType, Protocol, TypeVar
 
 from gdbstubs.errors import TargetError
+from gdbstubs.rights import Right
 
 ThreadId = NewType("ThreadId", int)
 """A thread as the stub numbers it; on x86 QEMU's threads are processors, and 1 is the first."""
@@ -54,14 +56,21 @@ class Motion(Enum):
 
     CONTINUE = "c"
     STEP = "s"
+    REVERSE_CONTINUE = "bc"
+    """Backwards, to the last breakpoint or the beginning of what was recorded; names no thread, and stands alone."""
+    REVERSE_STEP = "bs"
 
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """One action of a resume; ``thread`` may be ``ALL_THREADS``.  The first that names a thread holds for it."""
+    """One action of a resume; ``thread`` may be ``ALL_THREADS``.  The first that names a thread holds for it.
+
+    ``within`` makes a step one of a range: until the program counter leaves ``[start, end)``.
+    """
 
     motion: Motion
     thread: ThreadId = ALL_THREADS
+    within: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +114,14 @@ class Target(Protocol):
     of that processor.
     """
 
+    @property
+    def right(self) -> Right:
+        """What may be done through this port now."""
+
+    @property
+    def reverses(self) -> bool:
+        """Whether the target can run backwards; known once it is attached."""
+
     def attach(self, done: Reply[None]) -> None:
         """Take hold of the target, which stops it; every other operation does so too where it must."""
 
@@ -112,13 +129,13 @@ class Target(Protocol):
         """Tell why the target stands still, from memory: real stubs drop all breakpoints when asked."""
 
     def read_registers(self, thread: ThreadId, done: Reply[bytes]) -> None:
-        """Read all general registers, as the ``g`` packet orders them."""
+        """Read all general registers: hexadecimal text, ``xx`` for what is not available."""
 
     def write_registers(self, thread: ThreadId, data: bytes, done: Reply[None]) -> None:
         """Write all general registers."""
 
     def read_register(self, thread: ThreadId, number: int, done: Reply[bytes]) -> None:
-        """Read one register by its number in the target description."""
+        """Read one register by its number in the target description: text likewise."""
 
     def write_register(self, thread: ThreadId, number: int, value: bytes, done: Reply[None]) -> None:
         """Write one register."""

@@ -11,7 +11,8 @@ from rsp import grammar
 
 from gdbstubs import packets
 from gdbstubs.errors import RemoteProtocolError
-from gdbstubs.packets import LETTERS, NAMES, Malformed, Request, Right, find, format_thread, parse_thread
+from gdbstubs.packets import LETTERS, NAMES, Malformed, Request, find, format_thread, parse_thread
+from gdbstubs.rights import Right
 from gdbstubs.target import ALL_THREADS, ANY_THREAD, Action, Breakpoint, BreakpointKind, Motion, ThreadId
 
 STEP, GO = Motion.STEP, Motion.CONTINUE

@@ -17,7 +17,8 @@ from rsp.stub import REGISTERS, memory_at, packet
 from rsp.target import PlainTarget
 
 from gdbstubs.errors import EBUSY, EIO, EPERM, LinkFailed, RemoteProtocolError, TargetError
-from gdbstubs.packets import LETTERS, NAMES, Right
+from gdbstubs.packets import LETTERS, NAMES
+from gdbstubs.rights import Right
 from gdbstubs.server import MOST_HELD, MOST_PENDING, PACKET_SIZE, Server
 from gdbstubs.target import Action, Breakpoint, BreakpointKind, Ended, Halted, Motion, ThreadId
 

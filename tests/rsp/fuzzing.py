@@ -19,7 +19,7 @@ from random import Random
 from gdbstubs.client import StubClient
 from gdbstubs.dialects import PLAIN, QEMU
 from gdbstubs.errors import LinkFailed, RemoteProtocolError, TargetError
-from gdbstubs.packets import Right
+from gdbstubs.rights import Right
 from gdbstubs.server import Server
 from gdbstubs.target import Action, Breakpoint, BreakpointKind, Ended, Halted, Motion, ThreadId
 from gdbstubs.wire import Framer
