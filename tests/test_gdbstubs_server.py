@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -25,14 +26,18 @@ from gdbstubs.target import Action, Breakpoint, BreakpointKind, Ended, Halted, M
 ONE, TWO = ThreadId(1), ThreadId(2)
 
 
+def _monitor(command: str, done: Callable[[str], None]) -> None:
+    done(f"did {command}\n")
+
+
 class Session:
     """A server on a plain target, and a strict debugger's end."""
 
     def __init__(
         self, right: Right = Right.CONTROLLER, *, slow: bool = False, compress: bool = False
     ) -> None:
-        self.target = PlainTarget(slow=slow)
-        self.server = Server(self.target, right, lambda command: f"did {command}\n", compress=compress)
+        self.target = PlainTarget(right, slow=slow)
+        self.server = Server(self.target, _monitor, compress=compress)
         self.debugger = Debugger()
 
     def send(self, *payloads: bytes) -> list[bytes]:
@@ -335,7 +340,7 @@ def test_a_debugger_that_acknowledges_nothing_is_let_go_whoever_speaks() -> None
 def test_replies_are_compressed_where_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     for compress, reply in ((True, b"0*~0*;"), (False, b"0" * 128)):
         session = Session(compress=compress)
-        monkeypatch.setattr(session.target, "read_registers", lambda thread, done: done(bytes(64)))
+        monkeypatch.setattr(session.target, "read_registers", lambda thread, done: done(b"0" * 128))
         session.server.receive(packet(b"g"))
         sent = session.server.take_output()
         payload = sent[2:-3]
@@ -372,8 +377,8 @@ def test_an_observer_is_refused_what_acts() -> None:
 @given(st.integers(0, 1 << 48), st.integers(1, 40), st.booleans())
 def test_anything_is_answered_or_ends_the_connection(seed: int, count: int, slow: bool) -> None:
     chance = Random(seed)
-    target = PlainTarget(slow=slow)
-    server = Server(target, chance.choice(list(Right)), lambda command: command)
+    target = PlainTarget(chance.choice(list(Right)), slow=slow)
+    server = Server(target, _monitor)
     try:
         for _ in range(count):
             server.receive(

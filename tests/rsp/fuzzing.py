@@ -81,8 +81,8 @@ def _framing(chance: Random) -> None:
 
 
 def _server(chance: Random) -> None:
-    target = PlainTarget(slow=bool(chance.randrange(2)))
-    server = Server(target, chance.choice(list(Right)), str.upper, compress=not chance.randrange(4))
+    target = PlainTarget(chance.choice(list(Right)), slow=bool(chance.randrange(2)))
+    server = Server(target, lambda command, done: done(command.upper()), compress=not chance.randrange(4))
     try:
         for _ in range(chance.randrange(1, 8)):
             server.receive(_stream(chance, FROM_DEBUGGERS))

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from gdbstubs.errors import EFAULT, TargetError
+from gdbstubs.rights import Right
 from gdbstubs.target import Action, Breakpoint, Halted, Stop, Thread, ThreadId
 from rsp.stub import DESCRIPTION, REGISTERS, memory_at
 
@@ -15,7 +16,11 @@ MAPPED = range(0x1000, 0x100000)
 class PlainTarget:
     """Answers at once, or, when `slow`, in the order in which `answer` is told."""
 
-    def __init__(self, *, slow: bool = False) -> None:
+    def __init__(
+        self, right: Right = Right.CONTROLLER, *, slow: bool = False, reverses: bool = False
+    ) -> None:
+        self.right = right
+        self.reverses = reverses
         self.slow = slow
         self.calls: list[tuple[Any, ...]] = []
         self.pending: list[Callable[[], None]] = []
@@ -44,13 +49,13 @@ class PlainTarget:
         self._do(("why",), done, self.stop)
 
     def read_registers(self, thread: ThreadId, done: Any) -> None:
-        self._do(("g", thread), done, REGISTERS)
+        self._do(("g", thread), done, REGISTERS.hex().encode())
 
     def write_registers(self, thread: ThreadId, data: bytes, done: Any) -> None:
         self._do(("G", thread, data), done, None)
 
     def read_register(self, thread: ThreadId, number: int, done: Any) -> None:
-        self._do(("p", thread, number), done, REGISTERS[number : number + 8])
+        self._do(("p", thread, number), done, REGISTERS[number : number + 8].hex().encode())
 
     def write_register(self, thread: ThreadId, number: int, value: bytes, done: Any) -> None:
         self._do(("P", thread, number, value), done, None)
