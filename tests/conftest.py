@@ -180,6 +180,18 @@ def cloud_guest(cloud_built: str, tmp_path: Path) -> Iterator[StartGuest]:
     yield from _factory(cloud_built, tmp_path / "guest-errors.txt")
 
 
+@pytest.fixture(scope="module")
+def shared_cloud_guest(cloud_built: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartGuest]:
+    """As `cloud_guest`, for guests that all tests of a module share: they end with the module."""
+    yield from _factory(cloud_built, tmp_path_factory.mktemp("guest") / "errors.txt")
+
+
+@pytest.fixture(scope="module")
+def shared_kgdb_guest(kgdb_built: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartGuest]:
+    """As `kgdb_guest`, for guests that all tests of a module share."""
+    yield from _factory(kgdb_built, tmp_path_factory.mktemp("guest") / "errors.txt")
+
+
 @pytest.fixture
 def kgdb_guest(kgdb_built: str, tmp_path: Path) -> Iterator[StartGuest]:
     """Starts guests with the kernel that has KGDB, lkdtm and the detectors; as `cloud_guest`."""
