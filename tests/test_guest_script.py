@@ -95,8 +95,8 @@ class Monitor:
             self.events.append(message["event"])
         return message
 
-    def execute(self, command: str) -> Any:
-        self.stream.write(json.dumps({"execute": command}).encode() + b"\n")
+    def execute(self, command: str, **arguments: Any) -> Any:
+        self.stream.write(json.dumps({"execute": command, "arguments": arguments}).encode() + b"\n")
         self.stream.flush()
         while "return" not in (message := self._message()):
             assert "error" not in message, message
@@ -138,6 +138,7 @@ def test_an_empty_cache_is_listed_and_told_what_to_do(tmp_path: Path) -> None:
         ("run", "cloud", "--smp", "0"),
         ("run", "cloud", "-m", "x"),
         ("build", "x"),
+        ("run", "kgdb", "--kgdb-port", "--second-serial"),
     ],
 )
 def test_wrong_usage_ends_with_2(arguments: tuple[str, ...]) -> None:
@@ -153,6 +154,14 @@ def test_it_needs_no_installed_package() -> None:
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.guest
+def test_a_kernel_without_kgdb_gets_no_port_for_it(cloud_built: str) -> None:
+    done = guest("run", cloud_built, "--kgdb-port")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "cloud has no kgdb" in done.stderr
+    assert "scripts/guest run kgdb" in done.stderr
 
 
 # ── with the kernels ──────────────────────────────────────────────────────────────────────────────────────────
@@ -251,6 +260,31 @@ def test_kgdb_on_the_second_port_leaves_the_console_alone(kgdb_guest: Any) -> No
         second.expect(rb"\[\d+\]kdb> ")
         second.socket.sendall(b"go\r")
         console.expect(PROMPT)
+
+
+@pytest.mark.guest
+def test_kgdb_on_a_port_of_its_own_is_broken_into_through_the_console(kgdb_guest: Any) -> None:
+    said = kgdb_guest("--kgdb-port")
+    assert said["kgdb"] == f"unix:{said['dir']}/kgdb.sock"
+    assert "kgdboc=ttyS1,115200" in said["append"].split()
+    with (
+        closing(Monitor(said["qmp"])) as monitor,
+        closing(Line(said["console"])) as console,
+        closing(Line(said["kgdb"])) as port,
+    ):
+        console.expect(PROMPT)
+        monitor.execute("chardev-send-break", id=said["console_id"])
+        console.socket.sendall(b"g")
+        # kdb speaks on both lines, and hands over to the first packet that asks for the stop's reason.
+        port.expect(rb"\[\d+\]kdb> ")
+        port.socket.sendall(b"$?#3f")
+        port.expect(rb"\$S05#b8")
+        # The machine's monitor knows nothing of such a stop.
+        assert monitor.execute("query-status")["status"] == "running"
+        port.socket.sendall(b"+$D#44")
+        port.expect(rb"\$OK#9a")
+        port.socket.sendall(b"+")
+        assert said["release"] in console.run("uname -r").splitlines()
 
 
 @pytest.mark.guest

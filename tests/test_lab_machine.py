@@ -47,6 +47,13 @@ def test_the_second_serial_port_comes_second() -> None:
     assert following(machine(second_serial=True), "-serial") == ["chardev:console", "chardev:serial2"]
 
 
+def test_kgdbs_port_comes_second_too() -> None:
+    assert following(machine(kgdb_port=True), "-serial") == ["chardev:console", "chardev:kgdb"]
+    assert "socket,id=kgdb,path=/tmp/x/kgdb.sock,server=on,wait=off" in following(
+        machine(kgdb_port=True), "-chardev"
+    )
+
+
 def test_arguments_for_qemu_come_last() -> None:
     assert machine(extra=("-icount", "shift=auto"))[-2:] == ["-icount", "shift=auto"]
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from lab import builds, cloud, kgdb, running
 from lab.errors import LabError
-from lab.machine import ConsoleBackend, Machine, Places, command_line
+from lab.machine import KGDB_PARAMETER, ConsoleBackend, Machine, Places, command_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -77,6 +77,10 @@ def _run(options: argparse.Namespace) -> int:
     build = builds.find(options.name)
     if build is None:
         raise LabError(f"{options.name} is not built yet; run: scripts/guest build {options.name}")
+    if options.kgdb_port and options.name != kgdb.NAME:
+        raise LabError(
+            f"{options.name} has no kgdb (CONFIG_KGDB is not set); run: scripts/guest run {kgdb.NAME}"
+        )
     temporary = options.dir is None
     if temporary:
         folder = running.make_folder()
@@ -88,13 +92,17 @@ def _run(options: argparse.Namespace) -> int:
         kernel=build.kernel,
         initrd=build.initrd,
         append=command_line(
-            GUESTS[options.name].append, "nokaslr" if options.no_kaslr else "", *options.append
+            GUESTS[options.name].append,
+            "nokaslr" if options.no_kaslr else "",
+            KGDB_PARAMETER if options.kgdb_port else "",
+            *options.append,
         ),
         places=Places(folder),
         memory=options.memory,
         processors=options.smp,
         console=ConsoleBackend(options.console_backend),
         second_serial=options.second_serial,
+        kgdb_port=options.kgdb_port,
         stub=options.stub,
         stopped=options.stopped,
         extra=tuple(options.qemu),
@@ -203,9 +211,14 @@ def _run_options(run: argparse.ArgumentParser) -> None:
         "--stopped", action="store_true", help="wait for the monitor's `cont` before the first instruction"
     )
     run.add_argument("--stub", action="store_true", help="a gdb stub from the start, on DIR/gdb.sock")
-    run.add_argument(
+    second = run.add_mutually_exclusive_group()
+    second.add_argument(
         "--second-serial", action="store_true", help="a second serial port, ttyS1, on DIR/serial2.sock"
     )
+    second.add_argument(
+        "--kgdb-port", action="store_true",
+        help="a second serial port, ttyS1, on DIR/kgdb.sock, which the kernel's own debugger serves (kgdb only)",
+    )  # fmt: skip
     run.add_argument(
         "--console-backend", choices=[backend.value for backend in ConsoleBackend], default="unix",
         help="what the first serial port is connected to; default: unix",

@@ -14,6 +14,8 @@ from lab.errors import LabError
 # sun_path of sockaddr_un holds 108 bytes with its end marker.
 _SOCKET_PATH_LIMIT = 107
 CONSOLE_ID = "console"
+KGDB_PARAMETER = "kgdboc=ttyS1,115200"
+"""The kernel's parameter that puts kgdb on the second serial port; the console stays on the first."""
 
 
 class ConsoleBackend(enum.Enum):
@@ -55,6 +57,10 @@ class Places:
         return self.folder / "serial2.sock"
 
     @property
+    def kgdb(self) -> Path:
+        return self.folder / "kgdb.sock"
+
+    @property
     def gdb(self) -> Path:
         return self.folder / "gdb.sock"
 
@@ -67,12 +73,15 @@ class Places:
         return self.folder / "qemu.log"
 
     def sockets(self) -> tuple[Path, ...]:
-        return (self.qmp, self.serial, self.serial2, self.gdb)
+        return (self.qmp, self.serial, self.serial2, self.kgdb, self.gdb)
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """All that shapes the virtual machine. `memory` is in MiB; `extra` are arguments for QEMU as they are."""
+    """All that shapes the virtual machine. `memory` is in MiB; `extra` are arguments for QEMU as they are.
+
+    The second serial port, ttyS1, is a plain one or kgdb's: there is one of them.
+    """
 
     name: str
     kernel: Path
@@ -83,6 +92,7 @@ class Machine:
     processors: int = 2
     console: ConsoleBackend = ConsoleBackend.UNIX
     second_serial: bool = False
+    kgdb_port: bool = False
     stub: bool = False
     stopped: bool = False
     extra: tuple[str, ...] = ()
@@ -101,7 +111,8 @@ class Machine:
             *("-chardev", f"socket,id=qmp,path={self.places.qmp},server=on,wait=off"),
             *("-mon", "chardev=qmp,mode=control"),
             *("-chardev", self._console(), "-serial", f"chardev:{CONSOLE_ID}"),
-            *(self._second_serial() if self.second_serial else ()),
+            *(_serial("serial2", self.places.serial2) if self.second_serial else ()),
+            *(_serial("kgdb", self.places.kgdb) if self.kgdb_port else ()),
             *("-device", "pvpanic-pci", "-action", "panic=pause"),
             *("-device", "vmcoreinfo"),
             *("-device", "virtio-serial-pci,id=virtio-serial0"),
@@ -123,9 +134,10 @@ class Machine:
             case ConsoleBackend.TELNET:
                 return f"socket,id={CONSOLE_ID},host=127.0.0.1,port=0,server=on,wait=off,telnet=on"
 
-    def _second_serial(self) -> tuple[str, ...]:
-        chardev = f"socket,id=serial2,path={self.places.serial2},server=on,wait=off"
-        return ("-chardev", chardev, "-serial", "chardev:serial2")
+
+def _serial(name: str, path: Path) -> tuple[str, ...]:
+    chardev = f"socket,id={name},path={path},server=on,wait=off"
+    return ("-chardev", chardev, "-serial", f"chardev:{name}")
 
 
 def command_line(*parts: str) -> str:

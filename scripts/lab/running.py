@@ -50,6 +50,7 @@ class Started:
                 "console": self.console,
                 "console_id": CONSOLE_ID,
                 "console2": f"unix:{places.serial2}" if self.machine.second_serial else None,
+                "kgdb": f"unix:{places.kgdb}" if self.machine.kgdb_port else None,
                 "stub": f"unix:{places.gdb}" if self.machine.stub else None,
                 "kernel": str(build.kernel),
                 "vmlinux": str(build.vmlinux),
