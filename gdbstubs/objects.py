@@ -1,10 +1,12 @@
-"""Objects that debuggers read in pieces by ``qXfer``.
+"""What debuggers are told of the target as a whole: objects that they read in pieces by ``qXfer``, the host for LLDB.
 
-Source: GDB manual, "Thread List Format", "General Query Packets".
+Source: GDB manual, "Thread List Format", "General Query Packets"; LLDB, "GDB Remote Protocol Extensions".
 """
 
 from __future__ import annotations
 
+import re
+from typing import Final
 from xml.sax.saxutils import escape as xml_escape
 from xml.sax.saxutils import quoteattr
 
@@ -31,3 +33,25 @@ def piece(data: bytes, offset: int, length: int) -> bytes:
     part = data[offset : offset + length]
     letter = b"m" if offset + len(part) < len(data) and part else b"l"
     return letter + escape(part)
+
+
+_TRIPLES: Final = {b"i386:x86-64": b"x86_64-unknown-linux-gnu"}
+_ARCHITECTURE: Final = re.compile(rb"<architecture>\s*([^<\s]*)\s*</architecture>")
+
+
+def host_info(description: bytes | None) -> bytes:
+    """Return the reply to ``qHostInfo`` for a target description, empty where its architecture is not known.
+
+    Without it LLDB looks for a Darwin kernel in hundreds of small reads.
+    """
+    match = _ARCHITECTURE.search(description or b"")
+    triple = _TRIPLES.get(match.group(1)) if match is not None else None
+    if triple is None:
+        return b""
+    return b"triple:%s;ptrsize:8;endian:little;" % triple.hex().encode()
+
+
+def process_info(description: bytes | None) -> bytes:
+    """Return the reply to ``qProcessInfo``, which tells the same of the one process that a guest is shown as."""
+    host = host_info(description)
+    return b"pid:1;ostype:linux;" + host if host else b""

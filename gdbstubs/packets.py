@@ -15,214 +15,47 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from gdbstubs.requests import (
+    ChecksumMemory,
+    CurrentThread,
+    DescribeHost,
+    DescribeProcess,
+    Detach,
+    EnableErrorStrings,
+    Insert,
+    IsAlive,
+    Kill,
+    KillProcess,
+    ListThreads,
+    Monitor,
+    NonStop,
+    OffersSymbols,
+    ReadMemory,
+    ReadRegister,
+    ReadRegisters,
+    Remove,
+    Request,
+    Resume,
+    SearchMemory,
+    SelectThread,
+    StartNoAck,
+    Supported,
+    ThreadExtra,
+    Transfer,
+    WasAttached,
+    WhichResumes,
+    WhyStopped,
+    WriteMemory,
+    WriteRegister,
+    WriteRegisters,
+)
 from gdbstubs.rights import Right
 from gdbstubs.target import ALL_THREADS, Action, Breakpoint, BreakpointKind, Motion, ThreadId
 from gdbstubs.wire import unescape
 
-
-@dataclass(frozen=True, slots=True)
-class Supported:
-    """``qSupported:multiprocess+;swbreak+``: what the debugger can do."""
-
-    features: frozenset[str]
-
-
-@dataclass(frozen=True, slots=True)
-class StartNoAck:
-    """``QStartNoAckMode``: no acknowledgements from here on."""
-
-
-@dataclass(frozen=True, slots=True)
-class EnableErrorStrings:
-    """``QEnableErrorStrings``: LLDB takes ``E01;hex text``."""
-
-
-@dataclass(frozen=True, slots=True)
-class WhyStopped:
-    """``?``: why the target stands still."""
-
-
-@dataclass(frozen=True, slots=True)
-class SelectThread:
-    """``Hg1``, ``Hc-1``: the thread of later register and memory (``g``) or resume (``c``) packets."""
-
-    general: bool
-    thread: ThreadId
-
-
-@dataclass(frozen=True, slots=True)
-class ReadRegisters:
-    """``g``: all general registers."""
-
-
-@dataclass(frozen=True, slots=True)
-class WriteRegisters:
-    """``G0011…``: all general registers."""
-
-    data: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class ReadRegister:
-    """``p10``: one register, its number in hexadecimal."""
-
-    number: int
-
-
-@dataclass(frozen=True, slots=True)
-class WriteRegister:
-    """``P10=0011223344556677``: one register."""
-
-    number: int
-    value: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class ReadMemory:
-    """``mffffffff81000000,40``: memory, answered in hexadecimal; ``x…``: answered in binary."""
-
-    address: int
-    length: int
-    binary: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class WriteMemory:
-    """``Mffffffff81000000,1:cc`` in hexadecimal, ``Xffffffff81000000,1:`` and the byte itself in binary."""
-
-    address: int
-    data: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Insert:
-    """``Z0,ffffffff81000000,1``: insert a breakpoint or watchpoint."""
-
-    breakpoint: Breakpoint
-
-
-@dataclass(frozen=True, slots=True)
-class Remove:
-    """``z0,ffffffff81000000,1``: remove a breakpoint or watchpoint."""
-
-    breakpoint: Breakpoint
-
-
-@dataclass(frozen=True, slots=True)
-class Resume:
-    """``vCont;s:1;c``, or ``c``, ``s``, ``C05``, ``S05`` of old.
-
-    An action without a thread in an old packet holds for the thread of ``Hc`` (``legacy``).  A signal is
-    dropped: processors take none.
-    """
-
-    actions: tuple[Action, ...]
-    legacy: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class WhichResumes:
-    """``vCont?``: the actions known."""
-
-
-@dataclass(frozen=True, slots=True)
-class Detach:
-    """``D`` or ``D;1``: leave."""
-
-
-@dataclass(frozen=True, slots=True)
-class Kill:
-    """``k``: no reply is expected; a relay takes it for leaving."""
-
-
-@dataclass(frozen=True, slots=True)
-class KillProcess:
-    """``vKill;1``: always refused."""
-
-
-@dataclass(frozen=True, slots=True)
-class IsAlive:
-    """``T1``: whether a thread exists."""
-
-    thread: ThreadId
-
-
-@dataclass(frozen=True, slots=True)
-class ListThreads:
-    """``qfThreadInfo`` (first) and ``qsThreadInfo``: the thread-ids."""
-
-    first: bool
-
-
-@dataclass(frozen=True, slots=True)
-class ThreadExtra:
-    """``qThreadExtraInfo,1``: what the stub says of a thread."""
-
-    thread: ThreadId
-
-
-@dataclass(frozen=True, slots=True)
-class CurrentThread:
-    """``qC``: the thread that stopped."""
-
-
-@dataclass(frozen=True, slots=True)
-class WasAttached:
-    """``qAttached``: whether the target was there before the debugger (always)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Transfer:
-    """``qXfer:features:read:target.xml:0,1000``: a piece of an object, offset and length in bytes."""
-
-    kind: str
-    annex: str
-    offset: int
-    length: int
-
-
-@dataclass(frozen=True, slots=True)
-class OffersSymbols:
-    """``qSymbol::``: the debugger can look symbols up; none are wanted."""
-
-
-@dataclass(frozen=True, slots=True)
-class Monitor:
-    """``qRcmd,68656c70``: ``monitor help``."""
-
-    command: str
-
-
-Request = (
-    Supported
-    | StartNoAck
-    | EnableErrorStrings
-    | WhyStopped
-    | SelectThread
-    | ReadRegisters
-    | WriteRegisters
-    | ReadRegister
-    | WriteRegister
-    | ReadMemory
-    | WriteMemory
-    | Insert
-    | Remove
-    | Resume
-    | WhichResumes
-    | Detach
-    | Kill
-    | KillProcess
-    | IsAlive
-    | ListThreads
-    | ThreadExtra
-    | CurrentThread
-    | WasAttached
-    | Transfer
-    | OffersSymbols
-    | Monitor
-)
-
 _MOST_ACTIONS: Final = 64
+LONGEST_PATTERN: Final = 0x1000
+"""Bytes that ``qSearch:memory`` may look for."""
 
 
 class Malformed(ValueError):
@@ -290,16 +123,6 @@ def _select(arguments: bytes) -> Request:
     return SelectThread(arguments[:1] == b"g", parse_thread(arguments[1:]))
 
 
-def _read_memory(arguments: bytes) -> Request:
-    address, length = _range(arguments)
-    return ReadMemory(address, length)
-
-
-def _read_memory_binary(arguments: bytes) -> Request:
-    address, length = _range(arguments)
-    return ReadMemory(address, length, binary=True)
-
-
 def _write_memory(arguments: bytes, decode: Callable[[bytes], bytes]) -> Request:
     where, colon, text = arguments.partition(b":")
     if not colon:
@@ -338,22 +161,24 @@ def _breakpoint(arguments: bytes) -> Breakpoint:
     return Breakpoint(BreakpointKind(kind), address, size)
 
 
-def _insert(arguments: bytes) -> Request:
-    return Insert(_breakpoint(arguments))
-
-
-def _remove(arguments: bytes) -> Request:
-    return Remove(_breakpoint(arguments))
-
-
-def _motion(letter: bytes) -> Motion:
+def _action(text: bytes) -> tuple[Motion, tuple[int, int] | None]:
+    """Read an action without its thread; the signal of ``C05`` is dropped."""
+    letter, rest = text[:1], text[1:]
+    within = None
     match letter:
-        case b"c" | b"C":
-            return Motion.CONTINUE
-        case b"s" | b"S":
-            return Motion.STEP
+        case b"c" | b"s" if not rest:
+            pass
+        case b"C" | b"S":
+            parse_number(rest)
+        case b"r":
+            start, end = _range(rest)
+            if start > end:
+                raise Malformed(f"a range from {start:#x} back to {end:#x}")
+            # An empty range is one step, even if that jumps to its start.
+            within = (start, end) if start < end else None
         case _:
-            raise Malformed(f"action {letter!r} is unknown")
+            raise Malformed(f"action {text[:20]!r} is unknown")
+    return Motion.CONTINUE if letter in (b"c", b"C") else Motion.STEP, within
 
 
 def _resume_each(arguments: bytes) -> Request:
@@ -363,13 +188,20 @@ def _resume_each(arguments: bytes) -> Request:
     actions = []
     for text in texts:
         action, colon, thread = text.partition(b":")
-        motion = _motion(action[:1])
-        if action[:1] in (b"C", b"S"):
-            parse_number(action[1:])
-        elif action[1:]:
-            raise Malformed(f"action {action[:20]!r} is unknown")
-        actions.append(Action(motion, parse_thread(thread) if colon else ALL_THREADS))
+        motion, within = _action(action)
+        actions.append(Action(motion, parse_thread(thread) if colon else ALL_THREADS, within))
     return Resume(tuple(actions))
+
+
+def _reverse(arguments: bytes) -> Request:
+    match arguments:
+        case b"c":
+            return Resume((Action(Motion.REVERSE_CONTINUE),))
+        case b"s":
+            return Resume((Action(Motion.REVERSE_STEP),))
+        case _:
+            # ``b9600`` of old sets a line's speed.
+            raise Malformed("only bc and bs are known")
 
 
 def _resume_old(motion: Motion, *, signal: bool) -> Callable[[bytes], Request]:
@@ -402,58 +234,97 @@ def _monitor(arguments: bytes) -> Request:
     return Monitor(_hex_bytes(arguments[1:]).decode("utf-8", "replace"))
 
 
+def _search(arguments: bytes) -> Request:
+    name, _, rest = arguments[1:].partition(b":")
+    if name != b"memory":
+        raise Malformed(f"nothing but memory is searched, not {name[:20]!r}")
+    # The pattern is binary and may contain semicolons itself.
+    fields = rest.split(b";", 2)
+    if len(fields) != 3:
+        raise Malformed("address, length and pattern are wanted")
+    pattern = unescape(fields[2])
+    if not 0 < len(pattern) <= LONGEST_PATTERN:
+        raise Malformed(f"a pattern has 1 to {LONGEST_PATTERN} bytes, not {len(pattern)}")
+    return SearchMemory(parse_number(fields[0]), parse_number(fields[1]), pattern)
+
+
+def _non_stop(arguments: bytes) -> Request:
+    if arguments not in (b":0", b":1"):
+        raise Malformed("0 or 1 is wanted")
+    return NonStop(arguments == b":1")
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One packet: how its arguments are parsed, and the right that it needs."""
+    """One packet: what it asks, how its arguments are parsed, and the right that it needs."""
 
+    kind: type[Request]
     parse: Callable[[bytes], Request]
-    right: Right
+    right: Right = Right.OBSERVER
 
 
-_OBSERVER: Final = Right.OBSERVER
+def _bare(request: Request) -> Row:
+    """Return the row of a packet without arguments."""
+    return Row(type(request), _no_arguments(request))
+
+
+def _loose(request: Request) -> Row:
+    """Return the row of a packet whose arguments mean nothing to a relay."""
+    return Row(type(request), _ignoring_arguments(request))
+
+
 _CONTROLLER: Final = Right.CONTROLLER
 
+# What resumes is open to observers: their ``continue`` waits for the controller's next stop without resuming
+# anything.  So are breakpoints: an observer's are kept by its seat and stand in no stub, for a refusal would break
+# off each of its ``continue``s.  What truly acts is refused behind the port, where control is known (docs/sharing.md).
 LETTERS: Final[dict[int, Row]] = {
     ord(letter): row
     for letter, row in {
-        "?": Row(_no_arguments(WhyStopped()), _OBSERVER),
-        "C": Row(_resume_old(Motion.CONTINUE, signal=True), _CONTROLLER),
-        "D": Row(_ignoring_arguments(Detach()), _OBSERVER),
-        "G": Row(lambda text: WriteRegisters(_hex_bytes(text)), _CONTROLLER),
-        "H": Row(_select, _OBSERVER),
-        "M": Row(_write_memory_hex, _CONTROLLER),
-        "P": Row(_write_register, _CONTROLLER),
-        "S": Row(_resume_old(Motion.STEP, signal=True), _CONTROLLER),
-        "T": Row(lambda text: IsAlive(parse_thread(text)), _OBSERVER),
-        "X": Row(_write_memory_binary, _CONTROLLER),
-        "Z": Row(_insert, _CONTROLLER),
-        "c": Row(_resume_old(Motion.CONTINUE, signal=False), _CONTROLLER),
-        "g": Row(_no_arguments(ReadRegisters()), _OBSERVER),
-        "k": Row(_ignoring_arguments(Kill()), _OBSERVER),
-        "m": Row(_read_memory, _OBSERVER),
-        "p": Row(lambda text: ReadRegister(parse_number(text)), _OBSERVER),
-        "s": Row(_resume_old(Motion.STEP, signal=False), _CONTROLLER),
-        "x": Row(_read_memory_binary, _OBSERVER),
-        "z": Row(_remove, _CONTROLLER),
+        "?": _bare(WhyStopped()),
+        "C": Row(Resume, _resume_old(Motion.CONTINUE, signal=True)),
+        "D": _loose(Detach()),
+        "G": Row(WriteRegisters, lambda text: WriteRegisters(_hex_bytes(text)), _CONTROLLER),
+        "H": Row(SelectThread, _select),
+        "M": Row(WriteMemory, _write_memory_hex, _CONTROLLER),
+        "P": Row(WriteRegister, _write_register, _CONTROLLER),
+        "S": Row(Resume, _resume_old(Motion.STEP, signal=True)),
+        "T": Row(IsAlive, lambda text: IsAlive(parse_thread(text))),
+        "X": Row(WriteMemory, _write_memory_binary, _CONTROLLER),
+        "Z": Row(Insert, lambda text: Insert(_breakpoint(text))),
+        "b": Row(Resume, _reverse),
+        "c": Row(Resume, _resume_old(Motion.CONTINUE, signal=False)),
+        "g": _bare(ReadRegisters()),
+        "k": _loose(Kill()),
+        "m": Row(ReadMemory, lambda text: ReadMemory(*_range(text))),
+        "p": Row(ReadRegister, lambda text: ReadRegister(parse_number(text))),
+        "s": Row(Resume, _resume_old(Motion.STEP, signal=False)),
+        "x": Row(ReadMemory, lambda text: ReadMemory(*_range(text), binary=True)),
+        "z": Row(Remove, lambda text: Remove(_breakpoint(text))),
     }.items()
 }
 """Packets known by their first byte."""
 
 NAMES: Final[dict[bytes, Row]] = {
-    b"QEnableErrorStrings": Row(_no_arguments(EnableErrorStrings()), _OBSERVER),
-    b"QStartNoAckMode": Row(_no_arguments(StartNoAck()), _OBSERVER),
-    b"qAttached": Row(_ignoring_arguments(WasAttached()), _OBSERVER),
-    b"qC": Row(_no_arguments(CurrentThread()), _OBSERVER),
-    b"qRcmd": Row(_monitor, _OBSERVER),
-    b"qSupported": Row(_supported, _OBSERVER),
-    b"qSymbol": Row(_ignoring_arguments(OffersSymbols()), _OBSERVER),
-    b"qThreadExtraInfo": Row(lambda text: ThreadExtra(parse_thread(text[1:])), _OBSERVER),
-    b"qXfer": Row(_transfer, _OBSERVER),
-    b"qfThreadInfo": Row(_no_arguments(ListThreads(first=True)), _OBSERVER),
-    b"qsThreadInfo": Row(_no_arguments(ListThreads(first=False)), _OBSERVER),
-    b"vCont": Row(_resume_each, _CONTROLLER),
-    b"vCont?": Row(_no_arguments(WhichResumes()), _OBSERVER),
-    b"vKill": Row(_ignoring_arguments(KillProcess()), _CONTROLLER),
+    b"QEnableErrorStrings": _bare(EnableErrorStrings()),
+    b"QNonStop": Row(NonStop, _non_stop),
+    b"QStartNoAckMode": _bare(StartNoAck()),
+    b"qAttached": _loose(WasAttached()),
+    b"qC": _bare(CurrentThread()),
+    b"qCRC": Row(ChecksumMemory, lambda text: ChecksumMemory(*_range(text[1:]))),
+    b"qHostInfo": _bare(DescribeHost()),
+    b"qProcessInfo": _bare(DescribeProcess()),
+    b"qRcmd": Row(Monitor, _monitor),
+    b"qSearch": Row(SearchMemory, _search),
+    b"qSupported": Row(Supported, _supported),
+    b"qSymbol": _loose(OffersSymbols()),
+    b"qThreadExtraInfo": Row(ThreadExtra, lambda text: ThreadExtra(parse_thread(text[1:]))),
+    b"qXfer": Row(Transfer, _transfer),
+    b"qfThreadInfo": _bare(ListThreads(first=True)),
+    b"qsThreadInfo": _bare(ListThreads(first=False)),
+    b"vCont": Row(Resume, _resume_each),
+    b"vCont?": _bare(WhichResumes()),
+    b"vKill": _loose(KillProcess()),
 }
 """Packets known by a name, which ends at the first ``:``, ``;`` or ``,``."""
 

@@ -13,16 +13,21 @@ Source: GDB manual, "Remote Protocol"; what gdb and LLDB make of each answer is 
 from __future__ import annotations
 
 import binascii
+import re
 from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
 from gdbstubs import objects
-from gdbstubs.errors import EINVAL, ENOENT, EPERM, LinkFailed, RemoteProtocolError, TargetError
+from gdbstubs.errors import EBUSY, EINVAL, ENOENT, ESRCH, LinkFailed, RemoteProtocolError, TargetError
 from gdbstubs.link import Link
-from gdbstubs.packets import (
+from gdbstubs.packets import Malformed, find, format_thread
+from gdbstubs.requests import (
+    ChecksumMemory,
     CurrentThread,
+    DescribeHost,
+    DescribeProcess,
     Detach,
     EnableErrorStrings,
     Insert,
@@ -30,8 +35,8 @@ from gdbstubs.packets import (
     Kill,
     KillProcess,
     ListThreads,
-    Malformed,
     Monitor,
+    NonStop,
     OffersSymbols,
     ReadMemory,
     ReadRegister,
@@ -39,6 +44,7 @@ from gdbstubs.packets import (
     Remove,
     Request,
     Resume,
+    SearchMemory,
     SelectThread,
     StartNoAck,
     Supported,
@@ -50,9 +56,9 @@ from gdbstubs.packets import (
     WriteMemory,
     WriteRegister,
     WriteRegisters,
-    find,
-    format_thread,
 )
+from gdbstubs.rights import Right
+from gdbstubs.searching import Checksum, PatternSearch, Question, Sweep
 from gdbstubs.target import (
     ALL_THREADS,
     ANY_THREAD,
@@ -66,7 +72,16 @@ from gdbstubs.target import (
     ThreadId,
 )
 from gdbstubs.wire import Control, Notification, compress_run_length, escape
-from gdbstubs.words import MOST_WORDS, console_output, error_reply, shows_words
+from gdbstubs.words import (
+    MOST_WORDS,
+    Debugger,
+    console_output,
+    forbidden,
+    not_served,
+    recognise,
+    refuse,
+    refused_stop,
+)
 
 PACKET_SIZE: Final = 0x20000
 """What gdb is offered: it reads up to half of it at once; larger sizes make it ask for what it throws away."""
@@ -75,6 +90,10 @@ MOST_HELD: Final = 256
 """How many packets may wait behind a resume."""
 MOST_PENDING: Final = 1024
 """How many requests may wait for the target's answers."""
+_SERVED: Final = (
+    b"PacketSize=%x;QStartNoAckMode+;qXfer:features:read+;qXfer:threads:read+;vContSupported+;swbreak+;hwbreak+;"
+    b"error-message+" % PACKET_SIZE
+)
 
 
 class _Slot:
@@ -113,6 +132,10 @@ class Server:
         self._held: deque[bytes] = deque()
         self._words: deque[str] = deque(maxlen=MOST_WORDS)
         self._features: frozenset[str] = frozenset()
+        self._debugger = Debugger.OLD_GDB
+        self._prefixes_binary = False
+        self._sweeping = False
+        self._swept: set[type[Request]] = set()
         self._general = ANY_THREAD
         self._resuming = ANY_THREAD
         self._stopped_thread: ThreadId | None = None
@@ -120,7 +143,10 @@ class Server:
         self._dismissed = False
         self._thread_ids: deque[Thread] = deque()
         self._handlers: dict[type[Any], Callable[[Any], None]] = {
+            ChecksumMemory: self._checksum_memory,
             CurrentThread: self._current_thread,
+            DescribeHost: partial(self._describe, objects.host_info),
+            DescribeProcess: partial(self._describe, objects.process_info),
             Detach: self._detach,
             EnableErrorStrings: self._enable_error_strings,
             Insert: self._insert,
@@ -129,12 +155,14 @@ class Server:
             KillProcess: self._kill_process,
             ListThreads: self._list_threads,
             Monitor: self._monitor_command,
+            NonStop: self._non_stop,
             OffersSymbols: self._offers_symbols,
             ReadMemory: self._read_memory,
             ReadRegister: self._read_register,
             ReadRegisters: self._read_registers,
             Remove: self._remove,
             Resume: self._resume,
+            SearchMemory: self._search_memory,
             SelectThread: self._select_thread,
             StartNoAck: self._start_no_ack,
             Supported: self._supported,
@@ -197,14 +225,10 @@ class Server:
         try:
             request = row.parse(arguments)
         except (Malformed, RemoteProtocolError) as error:
-            # What gdb may show of this is up to the packet; the number at least is always understood.
-            self.say(f"{payload[:20]!r} is malformed: {error}")
-            self._reply(b"E%02x" % EINVAL)
+            self._refuse(row.kind, TargetError(EINVAL, f"{payload[:20]!r} is malformed: {error}"))
             return
-        if row.right > self._target.right:
-            self._refuse(
-                request, TargetError(EPERM, "this session observes: only the controller may do that")
-            )
+        if row.right is Right.CONTROLLER and self._target.right < Right.CONTROLLER and _acts(request):
+            self._refuse(request, forbidden(request))
             return
         self._handlers[type(request)](request)
 
@@ -256,16 +280,25 @@ class Server:
             for payload in ready:
                 self._send(payload)
 
-    def _refuse(self, request: Request, error: TargetError) -> None:
-        self._reply(self._error(request, error))
+    def _refuse(self, refused: Request | type[Request], error: TargetError) -> None:
+        if refused is Resume:
+            self.waiting = True
+            self._stop_arrived(error)
+            return
+        for payload in self._error(refused, error):
+            self._reply(payload)
 
-    def _error(self, request: Request, error: TargetError) -> bytes:
-        if error.words and not shows_words(request):
-            self.say(error.words)
-        return error_reply(request, error)
+    def _error(self, refused: Request | type[Request], error: TargetError) -> tuple[bytes, ...]:
+        refusal = refuse(self._debugger, refused, error)
+        if refusal.later:
+            self.say(refusal.later)
+        return refusal.payloads
 
     def _answer(self, request: Request, slot: _Slot, encode: Callable[[Any], bytes], result: object) -> None:
-        self._fill(slot, self._error(request, result) if isinstance(result, TargetError) else encode(result))
+        if isinstance(result, TargetError):
+            self._fill(slot, *self._error(request, result))
+        else:
+            self._fill(slot, encode(result))
 
     def _ok(self, request: Request) -> Callable[[TargetError | None], None]:
         """Return a reply function that answers ``OK`` or the error."""
@@ -277,7 +310,7 @@ class Server:
             return
         if self.waiting:
             self._add(console_output(words))
-        elif not self._words or self._words[-1] != words:
+        elif words not in self._words:
             self._words.append(words)
 
     def end(self, words: str) -> None:
@@ -292,20 +325,24 @@ class Server:
 
     def _supported(self, request: Supported) -> None:
         self._features = request.features
+        self._debugger = recognise(request.features)
         slot = self._slot()
 
         def attached(result: TargetError | None) -> None:
             if result is not None:
                 # Here gdb shows the words of an error; to a refused '?' it would listen for ever.  It must be
                 # able to acknowledge first, or it reports a broken pipe instead: close at its next packet.
-                self._fill(slot, self._error(request, result))
+                self._fill(slot, *self._error(request, result))
                 self._dismissed = True
                 return
-            self._fill(
-                slot,
-                b"PacketSize=%x;QStartNoAckMode+;qXfer:features:read+;qXfer:threads:read+;vContSupported+;"
-                b"swbreak+;hwbreak+;binary-upload+;error-message+" % PACKET_SIZE,
-            )
+            features = _SERVED
+            # LLDB 14 knows binary memory without a prefix only, LLDB 23 wants one where this is announced.
+            self._prefixes_binary = self._debugger is not Debugger.LLDB
+            if self._prefixes_binary:
+                features += b";binary-upload+"
+            if self._target.reverses:
+                features += b";ReverseStep+;ReverseContinue+"
+            self._fill(slot, features)
 
         self._target.attach(attached)
 
@@ -314,7 +351,24 @@ class Server:
         self._link.start_no_ack()
 
     def _enable_error_strings(self, request: EnableErrorStrings) -> None:
+        self._debugger = Debugger.LLDB
         self._reply(b"OK")
+
+    def _non_stop(self, request: NonStop) -> None:
+        if request.on:
+            self._refuse(request, not_served(request))
+        else:
+            self._reply(b"OK")
+
+    def _describe(
+        self, tell: Callable[[bytes | None], bytes], request: DescribeHost | DescribeProcess
+    ) -> None:
+        slot = self._slot()
+
+        def arrived(description: bytes | TargetError | None) -> None:
+            self._fill(slot, b"" if isinstance(description, TargetError) else tell(description))
+
+        self._target.read_description("target.xml", arrived)
 
     def _offers_symbols(self, request: OffersSymbols) -> None:
         self._reply(b"OK")
@@ -323,7 +377,7 @@ class Server:
         self._reply(b"1")
 
     def _which_resumes(self, request: WhichResumes) -> None:
-        self._reply(b"vCont;c;C;s;S")
+        self._reply(b"vCont;c;C;s;S;r")
 
     def _select_thread(self, request: SelectThread) -> None:
         if request.general:
@@ -359,7 +413,8 @@ class Server:
         self.finished = True
 
     def _kill_process(self, request: KillProcess) -> None:
-        self._reply(b"E%02x" % EPERM)
+        # Never empty: gdb would send ``k`` instead and report success.
+        self._refuse(request, not_served(request))
 
     # -- threads and objects --------------------------------------------------------------------------------
 
@@ -371,7 +426,8 @@ class Server:
         slot = self._slot()
 
         def told(result: bool | TargetError) -> None:
-            self._fill(slot, b"OK" if result is True else b"E%02x" % EINVAL)
+            # gdb forgets a thread at any error: one of which nothing can be learned now is still there.
+            self._fill(slot, b"E%02x" % ESRCH if result is False else b"OK")
 
         self._target.is_alive(request.thread, told)
 
@@ -383,7 +439,7 @@ class Server:
 
         def listed(result: tuple[Thread, ...] | TargetError) -> None:
             if isinstance(result, TargetError):
-                self._fill(slot, self._error(request, result))
+                self._fill(slot, *self._error(request, result))
                 return
             self._thread_ids = deque(result)
             self._fill(slot, self._next_threads())
@@ -401,7 +457,7 @@ class Server:
 
         def listed(result: tuple[Thread, ...] | TargetError) -> None:
             if isinstance(result, TargetError):
-                self._fill(slot, self._error(request, result))
+                self._fill(slot, *self._error(request, result))
                 return
             said = next((one.extra for one in result if one.id == request.thread), "")
             self._fill(slot, binascii.hexlify(said.encode()))
@@ -417,9 +473,9 @@ class Server:
 
         def arrived(data: bytes | TargetError | None) -> None:
             if data is None:
-                data = TargetError(ENOENT, f"there is no {request.kind} {request.annex}")
+                data = TargetError(ENOENT)
             if isinstance(data, TargetError):
-                self._fill(slot, self._error(request, data))
+                self._fill(slot, *self._error(request, data))
                 return
             self._object = (request.kind, request.annex, data)
             self._fill(slot, objects.piece(data, request.offset, min(request.length, LONGEST_READ)))
@@ -445,17 +501,24 @@ class Server:
         return self._stopped_thread or ThreadId(1)
 
     def _read_registers(self, request: ReadRegisters) -> None:
-        self._target.read_registers(
-            self._thread(), partial(self._answer, request, self._slot(), _encode_registers)
-        )
+        self._target.read_registers(self._thread(), partial(self._registers, request, self._slot()))
 
     def _write_registers(self, request: WriteRegisters) -> None:
         self._target.write_registers(self._thread(), request.data, self._ok(request))
 
     def _read_register(self, request: ReadRegister) -> None:
         self._target.read_register(
-            self._thread(), request.number, partial(self._answer, request, self._slot(), _encode_registers)
+            self._thread(), request.number, partial(self._registers, request, self._slot())
         )
+
+    def _registers(self, request: Request, slot: _Slot, result: bytes | TargetError) -> None:
+        if not result:
+            # gdb waits for another reply after an empty one, for ever.
+            result = TargetError(EBUSY, "no registers are available now")
+        if isinstance(result, TargetError):
+            self._fill(slot, *self._error(request, result))
+        else:
+            self._fill(slot, result)
 
     def _write_register(self, request: WriteRegister) -> None:
         self._target.write_register(self._thread(), request.number, request.value, self._ok(request))
@@ -465,14 +528,54 @@ class Server:
             # LLDB probes ``x0,0`` this way.
             self._reply(b"OK" if request.binary else b"E%02x" % EINVAL)
             return
+        if not request.binary:
+            encode: Callable[[bytes], bytes] = binascii.hexlify
+        else:
+            encode = _encode_prefixed if self._prefixes_binary else _encode_bare
         self._target.read_memory(
             self._thread(),
             request.address,
             min(request.length, LONGEST_READ),
-            partial(
-                self._answer, request, self._slot(), _encode_binary if request.binary else binascii.hexlify
-            ),
+            partial(self._answer, request, self._slot(), encode),
         )
+
+    def _search_memory(self, request: SearchMemory) -> None:
+        search = PatternSearch(request.address, request.pattern)
+        self._sweep(request, search, lambda: b"0" if search.found is None else b"1,%x" % search.found)
+
+    def _checksum_memory(self, request: ChecksumMemory) -> None:
+        checksum = Checksum()
+        self._sweep(request, checksum, lambda: b"C%x" % checksum.value)
+
+    def _sweep(
+        self, request: SearchMemory | ChecksumMemory, question: Question, answer: Callable[[], bytes]
+    ) -> None:
+        if self._sweeping:
+            self._refuse(request, TargetError(EBUSY, "another search is under way"))
+            return
+        self._sweeping = True
+        slot = self._slot()
+
+        def done(result: TargetError | None) -> None:
+            self._sweeping = False
+            if result is None:
+                self._swept.add(type(request))
+                self._fill(slot, answer())
+            elif type(request) not in self._swept:
+                # Nothing was answered yet, so that gdb can still be told that the packet is unknown: it then does
+                # the work itself, in its own time, and can be interrupted.
+                self._fill(slot, b"")
+            else:
+                self._fill(slot, *self._error(request, result))
+
+        Sweep(
+            partial(self._target.read_memory, self._thread()),
+            request.address,
+            request.length,
+            question,
+            lambda: self.now,
+            done,
+        ).start()
 
     def _write_memory(self, request: WriteMemory) -> None:
         if not request.data:
@@ -494,7 +597,7 @@ class Server:
 
         def told(stop: Stop | TargetError) -> None:
             if isinstance(stop, TargetError):
-                self._fill(slot, self._error(request, stop))
+                self._fill(slot, *self._error(request, stop))
                 self._dismissed = True
                 return
             self._note(stop)
@@ -524,10 +627,8 @@ class Server:
             return
         self._tell()
         if isinstance(stop, TargetError):
-            # Words, then an ordinary stop: an error here makes LLDB drop the connection, and a SIGTRAP at the
-            # same address makes gdb's ``next`` try for ever.
-            self._add(console_output(str(stop)))
-            stop = Halted(2, self._stopped_thread)
+            words, stop = refused_stop(stop, self._stopped_thread)
+            self._add(words)
         elif stop.words:
             self._add(console_output(stop.words))
         self.waiting = False
@@ -567,9 +668,18 @@ def _encode_ok(result: None) -> bytes:
     return b"OK"
 
 
-def _encode_registers(text: bytes) -> bytes:
-    return text
-
-
-def _encode_binary(data: bytes) -> bytes:
+def _encode_prefixed(data: bytes) -> bytes:
     return b"b" + escape(data)
+
+
+_LIKE_A_REPLY: Final = re.compile(rb"OK|E[0-9a-fA-F]{2}(?:;.*)?", re.DOTALL)
+
+
+def _encode_bare(data: bytes) -> bytes:
+    # Memory that reads as an ``OK`` or an error cannot be told from one: fewer bytes than asked for can.
+    return escape(data[:1] if _LIKE_A_REPLY.fullmatch(data) else data)
+
+
+def _acts(request: Request) -> bool:
+    """Return whether a request does something: gdb asks whether binary writes are known by writing nothing."""
+    return not isinstance(request, WriteMemory) or bool(request.data)

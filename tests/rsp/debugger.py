@@ -11,7 +11,7 @@ from collections import deque
 from rsp.stub import packet
 
 _WHOLE = re.compile(rb"\$([^$#]*)#([0-9a-f]{2})", re.DOTALL)
-RESUMES = re.compile(rb"vCont;[cCsS]|[cCsS]")
+RESUMES = re.compile(rb"vCont(?!\?)|[cCsSb]")
 STOPS = (b"T", b"S", b"W", b"X")
 
 
@@ -63,7 +63,7 @@ class Debugger:
     def _take(self, payload: bytes) -> None:
         self.replies.append(payload)
         request = self.asked[0] if self.asked else b""
-        waits = RESUMES.match(request) is not None and request != b"vCont?"
+        waits = RESUMES.match(request) is not None
         if payload[:1] == b"O" and payload != b"OK" and (waits or request.startswith(b"qRcmd")):
             self.words.append(bytes.fromhex(payload[1:].decode()).decode())
             return

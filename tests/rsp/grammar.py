@@ -8,11 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from random import Random
 
+from gdbstubs.wire import escape
 from rsp.stub import packet
 
 ADDRESSES = (0x1000, 0x1008, 0x2000, 0x1FFF0, 0xFFFFF, 0x100000, 0, 0xFFFFFFFFFFFFFFFF)
 THREADS = (b"0", b"1", b"2", b"-1", b"p1.1", b"p1.-1", b"3f")
 RESUMES = (b"vCont;c", b"vCont;s:1;c", b"vCont;s:2;c", b"c", b"s", b"C05", b"S05", b"vCont;C05:1;c")
+RANGES = (b"vCont;r1000,1008:1", b"vCont;r1000,1000:1;c", b"vCont;r1000,1040:2;c")
+BACKWARDS = (b"bs", b"bc")
 
 
 def _address(chance: Random) -> bytes:
@@ -45,6 +48,13 @@ def _object(chance: Random) -> bytes:
     return b"qXfer:%s:read:%s:%x,%x" % (kind, annex, *where)
 
 
+def _sweep(chance: Random) -> bytes:
+    where = (_address(chance), chance.choice((0, 4, 0x1000, 0x20000)))
+    if chance.randrange(2):
+        return b"qCRC:%s,%x" % where
+    return b"qSearch:memory:%s;%x;" % where + escape(chance.choice((b"\x00", b"zz;", b"$#}*", bytes(40))))
+
+
 _REQUESTS: tuple[Callable[[Random], bytes], ...] = (
     _chosen(b"qSupported:multiprocess+;swbreak+;hwbreak+", b"qC", b"qAttached", b"qSymbol::"),
     _chosen(b"?", b"vCont?", b"vMustReplyEmpty", b"qTStatus", b"QEnableErrorStrings"),
@@ -59,6 +69,8 @@ _REQUESTS: tuple[Callable[[Random], bytes], ...] = (
     lambda chance: b"Z" + _breakpoint(chance),
     lambda chance: b"z" + _breakpoint(chance),
     _object,
+    _sweep,
+    _chosen(b"qHostInfo", b"qProcessInfo", b"QNonStop:0", b"QNonStop:1"),
     _chosen(b"qfThreadInfo", b"qsThreadInfo", b"qThreadExtraInfo,1", b"T1", b"T9"),
     _chosen(b"P0=0000000000000000", b"G" + b"00" * 64, b"qRcmd,68656c70", b"vKill;1"),
 )
@@ -71,6 +83,11 @@ def request(chance: Random) -> bytes:
 
 def resume(chance: Random) -> bytes:
     return chance.choice(RESUMES)
+
+
+def any_resume(chance: Random) -> bytes:
+    """A resume, which may be over a range or backwards."""
+    return chance.choice((*RESUMES, *RANGES, *BACKWARDS))
 
 
 def mutated(chance: Random, data: bytes) -> bytes:
@@ -98,7 +115,7 @@ def mutated(chance: Random, data: bytes) -> bytes:
 
 def wrong_request(chance: Random) -> bytes:
     """A request with its arguments damaged, in a packet that is whole."""
-    payload = mutated(chance, request(chance) if chance.randrange(4) else resume(chance))
+    payload = mutated(chance, request(chance) if chance.randrange(4) else any_resume(chance))
     return packet(bytes(byte for byte in payload if byte not in b"$#"))
 
 

@@ -78,6 +78,9 @@ class PlainTarget:
     def resume(self, actions: tuple[Action, ...], done: Any) -> None:
         self.calls.append(("resume", actions))
         assert self.stopped is None, "resumed twice"
+        if self.refusal is not None:
+            done(self.refusal)
+            return
         self.stopped = done
 
     def halt(self, stop: Stop | TargetError) -> None:
