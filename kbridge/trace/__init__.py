@@ -1,0 +1,1 @@
+"""What passes between debuggers, relay and stub: recorded, taken apart, shown."""
