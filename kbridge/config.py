@@ -74,11 +74,35 @@ class StubKind(Enum):
     NONE = "none"
 
 
+class StubDialect(Enum):
+    """Who speaks at the other end of a stub's connection."""
+
+    AUTO = "auto"
+    """``qemu`` where kbridge starts the stub or the guest has a machine monitor, else ``plain``."""
+    QEMU = "qemu"
+    KGDB = "kgdb"
+    """Linux's own, on a serial port that carries nothing else."""
+    PLAIN = "plain"
+    """A stub of which nothing is taken for granted."""
+
+
+class BreakInWay(Enum):
+    """How a running kernel is made to enter kgdb from outside."""
+
+    SYSRQ = "sysrq"
+    """BREAK and ``g`` on the console's line."""
+    NMI = "nmi"
+    """A non-maskable interrupt by the machine monitor."""
+
+
 class OnLeave(Enum):
     """What becomes of a guest that debuggers stopped, when the last of those that may resume it leaves."""
 
     RESUME = "resume"
     STAY = "stay"
+
+
+_WordT = TypeVar("_WordT", bound=Enum)
 
 
 def _text(value: object, what: str) -> str:
@@ -112,7 +136,8 @@ def _stub(value: object) -> StubKind | Tcp | Unix:
     words = [kind.value for kind in StubKind]
     if value == "kgdb":
         raise ValueError(
-            "kgdb is not supported yet: QEMU's own stub is, with 'auto' and `qmp`, or by its endpoint"
+            "kgdb on the console's own line is not supported yet: give it a serial port of its own (kgdboc=ttyS1), "
+            'name that port\'s socket here and set stub_kind = "kgdb"'
         )
     if value in words:
         return StubKind(value)
@@ -124,6 +149,24 @@ def _stub(value: object) -> StubKind | Tcp | Unix:
     if isinstance(endpoint, Unix | Tcp):
         return endpoint
     raise ValueError(f"a stub is at unix:/path or tcp:host:port, not at {endpoint}")
+
+
+def _word(value: object, words: type[_WordT], what: str) -> _WordT:
+    known = [word.value for word in words]
+    if value in known:
+        return words(value)
+    near = difflib.get_close_matches(str(value), known, 1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    listed = ", ".join(repr(word) for word in known[:-1])
+    raise ValueError(f"{what} is {listed} or {known[-1]!r}{hint}")
+
+
+def _dialect(value: object) -> StubDialect:
+    return _word(value, StubDialect, "the kind of a stub")
+
+
+def _way(value: object) -> BreakInWay:
+    return _word(value, BreakInWay, "a way to break in")
 
 
 def _mode(value: object) -> int:
@@ -198,6 +241,19 @@ class GuestConfig(BaseModel):
         "unix:/path or tcp:host:port of one that no debugger is connected to.",
         examples=["auto"],
     )
+    stub_kind: Annotated[StubDialect, PlainValidator(_dialect)] = Field(
+        default=StubDialect.AUTO,
+        description='Who speaks at the stub: "qemu", "kgdb" (Linux\'s own, on a serial port that carries nothing '
+        'else), "plain" (anything else that speaks the protocol), or "auto": qemu where qmp is given, else plain.',
+        examples=["auto"],
+    )
+    break_in: tuple[Annotated[BreakInWay, PlainValidator(_way)], ...] = Field(
+        default=(BreakInWay.SYSRQ,),
+        strict=False,
+        description='How a running kernel is made to enter kgdb, in this order: "sysrq" (BREAK and g on the '
+        'console), "nmi" (by qmp; an x86 kernel takes it as a panic, if at all). Of use with kgdb only.',
+        examples=[["sysrq"]],
+    )
     vmlinux: _Path | None = Field(
         default=None,
         description="The kernel's file with symbols; found by build-id where it can be.",
@@ -238,6 +294,24 @@ class GuestConfig(BaseModel):
         description="Size at which a file of the time line is closed and the next begun.",
         examples=[4 << 20],
     )
+    packets_ring_bytes: int = Field(
+        default=4 << 20,
+        ge=0,
+        le=1 << 30,
+        description="How much is kept of what debuggers and stub said to each other, memory contents included; the "
+        "file is made when a debugger comes. 0: nothing.",
+        examples=[4 << 20],
+    )
+
+    @property
+    def dialect(self) -> StubDialect:
+        """Who speaks at the stub, with ``AUTO`` decided.
+
+        A machine monitor is QEMU's, and so is then the stub beside it, unless the file says otherwise.
+        """
+        if self.stub_kind is not StubDialect.AUTO:
+            return self.stub_kind
+        return StubDialect.PLAIN if self.qmp is None else StubDialect.QEMU
 
 
 @dataclass(frozen=True, slots=True)
@@ -403,9 +477,54 @@ def _unknown(at: str, key: str, known: tuple[str, ...]) -> ConfigMistake:
 
 def _needs(table: Mapping[str, Any], path: str) -> list[ConfigMistake]:
     """What a stub needs of the same guest, judged by what is written: also when that is wrong itself."""
+    mistakes = []
     if table["stub"] == "auto" and "qmp" not in table:
-        return [ConfigMistake(f"{path}.stub", '"auto" starts the stub through the monitor: name one in qmp')]
-    return []
+        mistakes.append(
+            ConfigMistake(f"{path}.stub", '"auto" starts the stub through the monitor: name one in qmp')
+        )
+    kind = table.get("stub_kind", "auto")
+    if kind in ("kgdb", "plain") and table["stub"] == "auto":
+        mistakes.append(
+            ConfigMistake(
+                f"{path}.stub_kind",
+                f'"{kind}" is not what "auto" starts, which is QEMU\'s: name the stub\'s socket in stub',
+            )
+        )
+    if kind in ("qemu", "kgdb", "plain") and table["stub"] == "none":
+        mistakes.append(ConfigMistake(f"{path}.stub_kind", "the guest has no stub: name its socket in stub"))
+    if kind == "kgdb":
+        mistakes += _ways_in(table, path)
+    return mistakes
+
+
+def _ways_in(table: Mapping[str, Any], path: str) -> list[ConfigMistake]:
+    """What the ways into kgdb need of the same guest."""
+    ways = table.get("break_in", ["sysrq"])
+    mistakes = []
+    if not isinstance(ways, list):
+        return []
+    if "sysrq" in ways:
+        console = str(table.get("console", ""))
+        if not console:
+            mistakes.append(
+                ConfigMistake(
+                    f"{path}.break_in",
+                    '"sysrq" is BREAK and g on the console: name one in console, or set break_in = []',
+                )
+            )
+        elif "qmp" not in table and console.startswith(("unix:", "tcp:", "pty:")):
+            mistakes.append(
+                ConfigMistake(
+                    f"{path}.break_in",
+                    f'"sysrq" needs BREAK, which {console} cannot carry: name the machine\'s monitor in qmp, or a '
+                    "telnet:, rfc2217: or serial: console, or set break_in = []",
+                )
+            )
+    if "nmi" in ways and "qmp" not in table:
+        mistakes.append(
+            ConfigMistake(f"{path}.break_in", '"nmi" is injected by the machine monitor: name one in qmp')
+        )
+    return mistakes
 
 
 def _shared(table: Mapping[str, Any], path: str, users: dict[Endpoint, str]) -> list[ConfigMistake]:

@@ -37,10 +37,13 @@ _TYPES = {
     "qmp": "endpoint",
     "console": "endpoint",
     "stub": "word or endpoint",
+    "stub_kind": "word",
+    "break_in": "list of words",
     "on_leave": "word",
     "stub_timeout_seconds": "seconds",
     "ring_bytes": "bytes",
     "timeline_bytes": "bytes",
+    "packets_ring_bytes": "bytes",
 }
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from kbridge.config import (
     MAX_FILE_BYTES,
+    BreakInWay,
     Config,
     ConfigMistake,
     Difference,
@@ -18,6 +19,7 @@ from kbridge.config import (
     InvalidConfig,
     OnLeave,
     RelayConfig,
+    StubDialect,
     StubKind,
     difference,
     load,
@@ -114,6 +116,81 @@ def test_the_stub_is_started_by_default_where_there_is_a_monitor() -> None:
         StubKind.NONE,
     ]
     assert guests["b"].console == Serial("/dev/ttyS0", 115200)
+
+
+def test_the_stub_is_taken_for_qemus_where_there_is_a_monitor_unless_the_file_says_otherwise() -> None:
+    guests = read("""
+        [guests.a]
+        qmp = "unix:/a"
+        [guests.b]
+        stub = "unix:/b"
+        [guests.c]
+        qmp = "unix:/c"
+        stub = "unix:/c2"
+        [guests.d]
+        qmp = "unix:/d"
+        console = "unix:/d1"
+        stub = "unix:/d2"
+        stub_kind = "kgdb"
+        [guests.e]
+        stub = "tcp:h:1"
+        stub_kind = "qemu"
+        [guests.f]
+        qmp = "unix:/f"
+        stub = "unix:/f2"
+        stub_kind = "plain"
+    """).guests
+    assert [guest.dialect for guest in guests.values()] == [
+        StubDialect.QEMU,
+        StubDialect.PLAIN,
+        StubDialect.QEMU,
+        StubDialect.KGDB,
+        StubDialect.QEMU,
+        StubDialect.PLAIN,
+    ]
+    assert guests["d"].break_in == (BreakInWay.SYSRQ,)
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "message"),
+    [
+        ("qmp = 'unix:/q'\nstub_kind = 'kgbd'", "stub_kind", "did you mean 'kgdb'?"),
+        ("qmp = 'unix:/q'\nstub_kind = 3", "stub_kind", "'auto', 'qemu', 'kgdb' or 'plain'"),
+        ("qmp = 'unix:/q'\nconsole = 'unix:/c'\nstub_kind = 'kgdb'", "stub_kind", 'not what "auto" starts'),
+        ("stub_kind = 'plain'", "stub_kind", "has no stub"),
+        ("console = 'unix:/c'\nstub = 'kgdb'", "stub", "a serial port of its own (kgdboc=ttyS1)"),
+        ("stub = 'unix:/k'\nstub_kind = 'kgdb'", "break_in", "name one in console, or set break_in = []"),
+        (
+            "stub = 'unix:/k'\nconsole = 'unix:/c'\nstub_kind = 'kgdb'",
+            "break_in",
+            "which unix:/c cannot carry",
+        ),
+        ("stub = 'unix:/k'\nstub_kind = 'kgdb'\nbreak_in = ['nmi']", "break_in", "name one in qmp"),
+        ("break_in = ['nmi', 'sysrk']", "break_in[1]", "did you mean 'sysrq'?"),
+        ("break_in = 'nmi'", "break_in", "it is 'nmi'"),
+    ],
+)
+def test_what_a_kind_of_stub_needs_is_said(text: str, key: str, message: str) -> None:
+    found = mistakes(f"[guests.a]\n{text}")
+    assert found.keys() == {f"guests.a.{key}"}
+    assert message in found[f"guests.a.{key}"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "break_in = []",
+        "console = 'telnet:h:1'",
+        "console = 'rfc2217:h:1'",
+        "console = 'serial:/dev/ttyS0:9600'",
+        "console = 'unix:/c'\nqmp = 'unix:/q'",
+        "qmp = 'unix:/q'\nbreak_in = ['nmi']",
+        "console = 'pty:/dev/pts/1'\nqmp = 'unix:/q'\nbreak_in = ['nmi', 'sysrq']",
+    ],
+)
+def test_kgdb_with_a_way_in_or_none_is_valid(text: str) -> None:
+    guest = read(f"[guests.a]\nstub = 'unix:/k'\nstub_kind = 'kgdb'\n{text}").guests["a"]
+    assert guest.dialect is StubDialect.KGDB
 
 
 def test_all_mistakes_come_at_once_each_with_its_place() -> None:
