@@ -12,6 +12,7 @@ import select
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -207,9 +208,12 @@ class Gdb(Debugger):
         "set debuginfod enabled off",
     )
 
-    def __init__(self, make: Make, env: Mapping[str, str], *arguments: str) -> None:
+    def __init__(self, make: Make, env: Mapping[str, str], *arguments: str, guest: str = "") -> None:
         settings = [word for setting in self.SETTINGS for word in ("-iex", setting)]
-        super().__init__(make, ["-nx", "-q", *settings, *arguments], env)
+        command = [make.path()]
+        if guest:
+            command = [sys.executable, "-m", "kbridge", "gdb", "--gdb", make.path(), guest, "--"]
+        super().__init__(make, [*command, "-nx", "-q", *settings, *arguments], env)
         self._settled()
 
     def _settled(self, seconds: float = SECONDS) -> str:
@@ -281,7 +285,7 @@ class Lldb(Debugger):
     STOPPED = r"(?s)stop reason = [^\n]*\n|Process \d+ exited[^\n]*\n|error: [^\n]*\n"
 
     def __init__(self, make: Make, env: Mapping[str, str], *arguments: str) -> None:
-        super().__init__(make, ["--no-lldbinit", "--no-use-colors", *arguments], env)
+        super().__init__(make, [make.path(), "--no-lldbinit", "--no-use-colors", *arguments], env)
         self.run("settings set auto-confirm true")
         self.run("settings set stop-disassembly-display never")
 
@@ -349,6 +353,11 @@ class Lldb(Debugger):
 
     def monitor(self, words: str) -> str:
         return self.run(f"process plugin packet monitor {words}")
+
+
+def kbridge_gdb(make: Make, env: Mapping[str, str], guest: str, *arguments: str) -> Gdb:
+    """Start a gdb by `kbridge gdb`: attached, with the guest's symbols where KASLR put them."""
+    return Gdb(make, env, *arguments, guest=guest)
 
 
 def debugger(make: Make, env: Mapping[str, str], *arguments: str) -> Any:
