@@ -15,19 +15,26 @@ import binascii
 from collections import deque
 from collections.abc import Callable
 from enum import Enum
+from functools import partial
 from typing import Final
 
-from gdbstubs.dialects import Dialect
-from gdbstubs.errors import EBUSY, EIO, ESRCH, RemoteProtocolError, TargetError
-from gdbstubs.gather import Answer, LargeRead, ObjectRead, ThreadList
+from gdbstubs.dialects import Dialect, InterruptBy
+from gdbstubs.errors import EBUSY, EINVAL, EIO, ENOSYS, ESRCH, RemoteProtocolError, TargetError
+from gdbstubs.gather import Answer, ObjectRead, ThreadList
 from gdbstubs.link import Link
-from gdbstubs.packets import format_thread
+from gdbstubs.memory import StubMemory
+from gdbstubs.packets import format_thread, parse_thread
+from gdbstubs.ranges import RangeStep, is_ranged
+from gdbstubs.registers import Description
 from gdbstubs.replies import Reply as RawReply
-from gdbstubs.replies import as_data, as_done, as_registers, as_stop
+from gdbstubs.replies import as_data, as_done, as_error, as_stop, as_threads
 from gdbstubs.rights import Right
 from gdbstubs.steps import StepFlags
+from gdbstubs.stub_registers import StubRegisters
 from gdbstubs.target import (
     ALL_THREADS,
+    ANY_THREAD,
+    SIGINT,
     SIGKILL,
     Action,
     Breakpoint,
@@ -42,6 +49,8 @@ from gdbstubs.target import (
 from gdbstubs.wire import Control
 
 LONGEST_REPLY: Final = 1 << 20
+MOST_WORDS: Final = 1 << 20
+"""Characters that a stub may print in answer to one command."""
 _OVERHEAD: Final = 32
 """Bytes that a packet needs beside its data: letter, address, length, frame."""
 
@@ -58,11 +67,19 @@ class State(Enum):
 class StubClient:
     """A stub as a ``Target``; the module's text says how.
 
-    ``on_words`` is called with text that the stub prints while the target runs.
+    ``on_words`` is called with text that the stub prints.  ``break_in`` makes a running target stop where the
+    stub itself cannot be asked to (``Dialect.interrupt_by``); it may be called more than once.
     """
 
-    def __init__(self, dialect: Dialect, on_words: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        dialect: Dialect,
+        on_words: Callable[[str], None],
+        break_in: Callable[[], None] | None = None,
+    ) -> None:
         self.dialect = dialect
+        self.on_inner_step: Callable[[], None] | None = None
+        """Called between the steps of a range, when the target has stopped and is about to be resumed."""
         self.now = 0.0
         self.state = State.CLOSED
         self.inserted: set[Breakpoint] = set()
@@ -70,7 +87,9 @@ class StubClient:
         self.interrupt_sent = False
         """Whether the stop to come (or the last one) follows an interrupt of ours."""
         self._on_words = on_words
+        self._break_in = break_in
         self._link = Link(LONGEST_REPLY)
+        self._registers = StubRegisters(self._ask_of, dialect.registers, dialect.described)
         self._lost = TargetError(EIO, "there is no connection to the stub")
         self._forget()
 
@@ -91,17 +110,32 @@ class StubClient:
         self._threads: tuple[Thread, ...] | None = None
         self._thread_texts: tuple[bytes, ...] = ()
         self._threads_wanted: list[Reply[tuple[Thread, ...]]] = []
-        self._registers: dict[ThreadId, bytes] = {}
-        self._registers_wanted: dict[ThreadId, list[Reply[bytes]]] = {}
         self._used_registers = self._used_threads = False
-        self._descriptions: dict[str, bytes | None] = {}
+        self._ahead = (False, False)
         self._resuming = self._interrupt_wanted = False
+        self._in_range = False
+        self._announced: ThreadId | None = None
+        self._continuing = ANY_THREAD
+        self._printed: list[str] | None = None
         self.steps = StepFlags(self._ask)
+        self._registers.disconnected()
+        self._memory = self._make_memory()
+
+    def _make_memory(self) -> StubMemory:
+        return StubMemory(
+            self._ask_of,
+            self._packet_size,
+            uploads=b"binary-upload+" in self._features,
+            probes=self.dialect.probes_binary,
+        )
 
     # -- the connection -------------------------------------------------------------------------------------
 
-    def connected(self, done: Reply[Stop]) -> None:
-        """Greet the stub on a new connection; answers with why the target stands still."""
+    def connected(self, done: Reply[Stop], *, running: bool | None = None) -> None:
+        """Greet the stub on a new connection; answers with why the target stands still.
+
+        Connecting stops a target that ``running`` does not deny to run: by itself, or by breaking in.
+        """
         self._forget()
         self.inserted.clear()
         self.interrupt_sent = False
@@ -114,31 +148,68 @@ class StubClient:
             alternating=self.dialect.pipeline == 1,
             late=self.dialect.acknowledge_late,
         )
-        offers = b"swbreak+;hwbreak+;vContSupported+;xmlRegisters=i386"
-        if self.dialect.multiprocess:
-            offers = b"multiprocess+;" + offers
-        self._ask(b"qSupported:" + offers, lambda reply: self._greeted(reply, done))
+        if self.dialect.interrupt_by is InterruptBy.BREAK_IN and running is not False and self._break_in:
+            self._break_in()
+        if self.dialect.asks_features:
+            offers = b"swbreak+;hwbreak+;vContSupported+;xmlRegisters=i386"
+            if self.dialect.multiprocess:
+                offers = b"multiprocess+;" + offers
+            if self.dialect.offers_words:
+                offers += b";error-message+"
+            self._ask(b"qSupported:" + offers, lambda reply: self._greeted(reply, done))
+        else:
+            self._registers.learn(None, lambda: self._ask_why(done))
 
     def _greeted(self, reply: RawReply, done: Reply[Stop]) -> None:
-        if isinstance(reply, TargetError):
-            done(reply)
+        error = as_error(reply)
+        if isinstance(reply, TargetError) or (error is not None and error.errno != ENOSYS):
+            done(error or TargetError(EIO))
             return
         self._learn(reply)
         if b"QStartNoAckMode+" in self._features:
             self._ask(b"QStartNoAckMode", self._unacknowledged)
         self._ask(b"vCont?", self._resumes_known)
-        self.steps.learn()
+        if self.dialect.sticky_steps:
+            self.steps.learn()
+        described = b"qXfer:features:read+" in self._features
+        self._registers.learn(self._read_document if described else None, lambda: self._ask_why(done))
 
+    def _read_document(self, annex: str, done: Reply[bytes]) -> None:
+        ObjectRead(self._ask, "features", annex, self._packet_size - _OVERHEAD, done).start()
+
+    def _ask_why(self, done: Reply[Stop]) -> None:
         def why(answer: RawReply) -> None:
             stop = as_stop(answer)
-            if not isinstance(stop, TargetError):
-                self._arrived()
-                self._last_stop = stop
-            done(stop)
+            self._question = None
+            if isinstance(stop, Halted) and stop.thread is None and self.dialect.steps_current_only:
+                self._ask(b"qC", lambda reply: self._current_known(stop, reply, done))
+                return
+            self._first_stop(stop, done)
 
+        if self.state is State.CLOSED:
+            done(self._lost)
+            return
         # The question clears all breakpoints in QEMU and kgdb: a clean slate.
         self._question = why
         self._ask(b"?", why)
+
+    def _current_known(self, stop: Halted, reply: RawReply, done: Reply[Stop]) -> None:
+        if isinstance(reply, TargetError):
+            done(reply)
+            return
+        thread = self._announced
+        if reply.startswith(b"QC"):
+            try:
+                thread = parse_thread(reply[2:])
+            except ValueError:
+                raise RemoteProtocolError(f"the stub says {reply[:20]!r} of the current thread") from None
+        self._first_stop(Halted(stop.signal, thread, stop.reason, stop.words), done)
+
+    def _first_stop(self, stop: Stop | TargetError, done: Reply[Stop]) -> None:
+        if not isinstance(stop, TargetError):
+            self._arrived()
+            self._last_stop = stop
+        done(stop)
 
     def _learn(self, reply: bytes) -> None:
         self._features = frozenset(reply.split(b";"))
@@ -149,6 +220,7 @@ class StubClient:
                     self._packet_size = min(max(int(value, 16), 64), LONGEST_REPLY)
                 except ValueError:
                     raise RemoteProtocolError(f"the stub announces PacketSize {value[:20]!r}") from None
+        self._memory = self._make_memory()
 
     def _unacknowledged(self, reply: RawReply) -> None:
         if reply == b"OK":
@@ -220,8 +292,16 @@ class StubClient:
         waiting = self._waiting
         if not waiting:
             return
-        if payload[:1] == b"T" and waiting[0] is not self._question:
+        letter = payload[:1]
+        if letter == b"O" and payload != b"OK":
+            # Text, such as the answer to a command of the stub's own; it is never the reply itself.
+            self._print(payload)
+            return
+        if letter in (b"T", b"S") and waiting[0] is not self._question:
             # QEMU reports the stop that connecting caused before anything was asked.
+            return
+        if letter == b"T" and self.dialect.steps_current_only:
+            self._announced_stop(payload)
             return
         answer = waiting.popleft()
         self._deadline = self.now + self.dialect.request_timeout if waiting else None
@@ -229,12 +309,32 @@ class StubClient:
         if self._queue:
             self._send_queued()
 
+    def _announced_stop(self, payload: bytes) -> None:
+        """Ask a kgdb again that was broken into while somebody's connection was remembered.
+
+        It reports that stop as it did to its former debugger, and loses the question that crossed the report; its
+        own answer to the question is an ``S``, and names no thread.
+        """
+        stop = as_stop(payload)
+        if isinstance(stop, Halted):
+            self._announced = stop.thread
+        self._link.send(b"?", self.now)
+
+    def _print(self, payload: bytes) -> None:
+        try:
+            words = binascii.unhexlify(payload[1:]).decode("utf-8", "replace")
+        except binascii.Error:
+            raise RemoteProtocolError(f"the stub printed {payload[:20]!r}") from None
+        if self._printed is None:
+            self._on_words(words)
+        elif sum(map(len, self._printed)) + len(words) > MOST_WORDS:
+            raise RemoteProtocolError(f"the stub printed more than {MOST_WORDS} characters")
+        else:
+            self._printed.append(words)
+
     def _while_running(self, payload: bytes) -> None:
         if payload[:1] == b"O" and payload != b"OK":
-            try:
-                self._on_words(binascii.unhexlify(payload[1:]).decode("utf-8", "replace"))
-            except binascii.Error:
-                raise RemoteProtocolError(f"the stub printed {payload[:20]!r}") from None
+            self._print(payload)
         elif payload[:1] == b"F":
             # Semihosting asks for a file operation of the debugger; the host's files are not for guests.
             self._link.send(b"F-1,1", self.now)
@@ -242,15 +342,21 @@ class StubClient:
             self._halt(as_stop(payload))
 
     def _halt(self, stop: Stop | TargetError) -> None:
-        used_registers, used_threads = self._used_registers, self._used_threads
         self._arrived()
         self._last_stop = stop
         self.steps.restore()
         if not isinstance(stop, TargetError):
             self.steps.stopped(stop)
         stopped, self._stopped = self._stopped, None
+        in_range = self._in_range
         if stopped is not None:
             stopped(stop)
+        if not in_range:
+            self._ask_ahead(stop)
+
+    def _ask_ahead(self, stop: Stop | TargetError) -> None:
+        """Ask what was asked at the last stop, as a debugger does at each: have it ready."""
+        registers, threads = self._ahead
         # Who was told may have gone on already, or left: nothing may follow a resume or a detach.
         if (
             self._is_idle()
@@ -258,10 +364,9 @@ class StubClient:
             and stop.thread is not None
             and self.dialect.pipeline > 1
         ):
-            # A debugger asks at each stop what it asked at the last one: have it ready.
-            if used_registers:
+            if registers:
                 self.read_registers(stop.thread, _ignored)
-            if used_threads:
+            if threads:
                 self.list_threads(_ignored)
             self._used_registers = self._used_threads = False
 
@@ -273,12 +378,15 @@ class StubClient:
         self._selected = None
         self.forget_registers()
         self._threads = None
+
+    def _departed(self) -> None:
+        """Begin a new stop's count of what is asked."""
+        self._ahead = (self._used_registers, self._used_threads)
         self._used_registers = self._used_threads = False
 
     def forget_registers(self) -> None:
         """Forget the registers read at this stop, because something may have changed them."""
-        self._registers = {}
-        self._registers_wanted = {}
+        self._registers.forget()
 
     def assume_stopped(self, stop: Stop) -> None:
         """Believe another witness, the machine monitor, that a running target stands still."""
@@ -288,6 +396,7 @@ class StubClient:
     def assume_running(self) -> None:
         """Believe the machine monitor that somebody else has resumed the target."""
         if self.state is State.STOPPED:
+            self._departed()
             self.state = State.RUNNING
             self.interrupt_sent = False
 
@@ -391,67 +500,54 @@ class StubClient:
     def read_registers(self, thread: ThreadId, done: Reply[bytes]) -> None:
         """Read all general registers; asked once a stop."""
         self._used_registers = True
-        known = self._registers.get(thread)
-        if known is not None and self.state is State.STOPPED:
-            done(known)
-            return
-        wanted = self._registers_wanted.get(thread)
-        if wanted is not None:
-            wanted.append(done)
-            return
-        # What is written meanwhile replaces both dictionaries, and this answer is then not kept.
-        registers, all_wanted = self._registers, self._registers_wanted
-        waiting = all_wanted[thread] = [done]
-
-        def read(result: bytes | TargetError) -> None:
-            all_wanted.pop(thread, None)
-            if not isinstance(result, TargetError):
-                registers[thread] = result
-            for tell in waiting:
-                tell(result)
-
-        self._ask_of(thread, b"g", as_registers, read)
+        if self.state is State.STOPPED:
+            self._registers.read(thread, done)
+        else:
+            done(self._refusal() or TargetError(EBUSY, "the stub has not been asked yet"))
 
     def write_registers(self, thread: ThreadId, data: bytes, done: Reply[None]) -> None:
-        """Write all general registers."""
-        self.forget_registers()
-        self._ask_of(thread, b"G" + binascii.hexlify(data), as_done, done)
+        """Write all general registers; those that the stub does not have stay what they are."""
+        self._registers.write(thread, data, done)
 
     def read_register(self, thread: ThreadId, number: int, done: Reply[bytes]) -> None:
         """Read one register."""
-        self._ask_of(thread, b"p%x" % number, as_registers, done)
+        self._registers.read_one(thread, number, done)
 
     def write_register(self, thread: ThreadId, number: int, value: bytes, done: Reply[None]) -> None:
         """Write one register."""
-        self.forget_registers()
-        self._ask_of(thread, b"P%x=%s" % (number, binascii.hexlify(value)), as_done, done)
+        self._registers.write_one(thread, number, value, done)
+
+    def program_counter(self, thread: ThreadId, done: Reply[int]) -> None:
+        """Tell the address of a thread's next instruction, out of the registers of this stop."""
+        if self.state is not State.STOPPED and (refusal := self._refusal()) is not None:
+            done(refusal)
+        else:
+            self._registers.program_counter(thread, done)
+
+    @property
+    def register_text_length(self) -> int:
+        """How many characters the registers' text has, in every state; 0 where that is not known yet."""
+        return self._registers.text_length
+
+    def unavailable_registers(self) -> bytes:
+        """Return the text of registers of which none is available, such as a running target's.
+
+        Empty where nothing is known of the stub's registers yet.
+        """
+        return self._registers.unavailable()
+
+    @property
+    def description(self) -> Description | None:
+        """What the registers' text holds; None where the stub does not say."""
+        return self._registers.description
 
     def read_memory(self, thread: ThreadId, address: int, length: int, done: Reply[bytes]) -> None:
         """Read memory; what is larger than a packet of the stub is put together from several."""
-        most = (self._packet_size - _OVERHEAD) // 2
-        if length <= most:
-            self._ask_of(thread, b"m%x,%x" % (address, length), as_data, done)
-            return
-
-        def read(start: int, size: int, part: Reply[bytes]) -> None:
-            self._ask_of(thread, b"m%x,%x" % (start, size), as_data, part)
-
-        LargeRead(read, address, length, most, done).start()
+        self._memory.read(thread, address, length, done)
 
     def write_memory(self, thread: ThreadId, address: int, data: bytes, done: Reply[None]) -> None:
         """Write memory in pieces that fit in the stub's packets, up to the first that fails."""
-        most = (self._packet_size - _OVERHEAD - 16) // 2
-        pieces = deque((start, data[start : start + most]) for start in range(0, len(data) or 1, most))
-
-        def written(result: TargetError | None) -> None:
-            if result is not None or not pieces:
-                done(result)
-                return
-            start, piece = pieces.popleft()
-            packet = b"M%x,%x:%s" % (address + start, len(piece), binascii.hexlify(piece))
-            self._ask_of(thread, packet, as_done, written)
-
-        written(None)
+        self._memory.write(thread, address, data, done)
 
     def insert(self, breakpoint_: Breakpoint, done: Reply[None]) -> None:
         """Insert a breakpoint or watchpoint."""
@@ -485,10 +581,62 @@ class StubClient:
 
     def resume(self, actions: tuple[Action, ...], done: Reply[Stop]) -> None:
         """Let the target run, after everything asked before was answered."""
-        if (refusal := self._refusal()) is not None:
+        if (refusal := self._refusal() or self._inability(actions)) is not None:
             done(refusal)
             return
         self._resuming = True
+        self._departed()
+        if any(map(is_ranged, actions)) and b"r" not in self._resumes:
+            self._in_range = True
+            RangeStep(_Steps(self), actions, partial(self._range_ended, done)).start()
+        else:
+            self.resume_once(actions, done)
+
+    def _inability(self, actions: tuple[Action, ...]) -> TargetError | None:
+        """Why the stub cannot do what is asked, or None."""
+        for action in actions:
+            match action.motion:
+                case Motion.REVERSE_STEP if b"ReverseStep+" not in self._features:
+                    return TargetError(
+                        ENOSYS, "the guest's stub cannot step backwards: it replays no recording"
+                    )
+                case Motion.REVERSE_CONTINUE if b"ReverseContinue+" not in self._features:
+                    return TargetError(
+                        ENOSYS, "the guest's stub cannot run backwards: it replays no recording"
+                    )
+                case Motion.REVERSE_STEP | Motion.REVERSE_CONTINUE if len(actions) > 1:
+                    return TargetError(EINVAL, "a motion backwards is for all threads")
+                case Motion.STEP if self.dialect.steps_current_only:
+                    current = self._stopped_thread()
+                    if action.thread not in (ALL_THREADS, ANY_THREAD, current) and current is not None:
+                        return TargetError(
+                            EINVAL, f"{self.dialect.name} steps the thread that stopped only, {current:x}"
+                        )
+                case _:
+                    pass
+        return None
+
+    def _stopped_thread(self) -> ThreadId | None:
+        return self._last_stop.thread if isinstance(self._last_stop, Halted) else None
+
+    def _range_ended(self, done: Reply[Stop], stop: Stop | TargetError) -> None:
+        self._in_range = self._resuming = self._interrupt_wanted = False
+        if self.state is State.CLOSED and not isinstance(stop, Ended):
+            # Lost between two steps, when no stop was awaited: the target ran, and will not be heard of again.
+            stop = Ended(words=str(self._lost))
+        elif isinstance(stop, Halted) and stop.signal == SIGINT:
+            self.interrupt_sent = True
+        if self.state is State.STOPPED:
+            self._last_stop = stop
+        done(stop)
+        self._ask_ahead(stop)
+
+    def keep_resuming(self) -> None:
+        """Count as resuming although the target stands: the steps of a range go on."""
+        self._resuming = True
+
+    def resume_once(self, actions: tuple[Action, ...], done: Reply[Stop]) -> None:
+        """Resume as the stub itself can; ``resume`` makes up for the rest."""
         self._resume(self.steps.settle(actions), done)
 
     def _resume(self, actions: tuple[Action, ...], done: Reply[Stop]) -> None:
@@ -496,6 +644,7 @@ class StubClient:
             self._resuming = self._interrupt_wanted = False
             done(refusal)
             return
+        self._select_resumed(actions)
         if self._waiting or self._queue:
             self._resume_later(actions, done)
             return
@@ -503,14 +652,34 @@ class StubClient:
         self.state = State.RUNNING
         self.interrupt_sent = False
         self._stopped = done
-        if b"c" in self._resumes and b"s" in self._resumes:
-            payload = b"vCont" + b"".join(self._action_text(action) for action in actions)
-        else:
-            payload = b"s" if any(action.motion is Motion.STEP for action in actions) else b"c"
-        self._link.send(payload, self.now)
+        self._link.send(self._resume_text(actions), self.now)
         if self._interrupt_wanted:
             self._interrupt_wanted = False
             self.interrupt()
+
+    def _has_vcont(self) -> bool:
+        return b"c" in self._resumes and b"s" in self._resumes
+
+    def _select_resumed(self, actions: tuple[Action, ...]) -> None:
+        """Tell a stub without ``vCont`` which thread is to step."""
+        if self._has_vcont() or self.dialect.steps_current_only:
+            return
+        wanted = ANY_THREAD
+        for action in actions:
+            if action.motion is Motion.STEP and action.thread not in (ALL_THREADS, self._stopped_thread()):
+                wanted = action.thread
+        if wanted != self._continuing:
+            self._continuing = wanted
+            self._ask(b"Hc" + self._thread_text(wanted), _ignored)
+
+    def _resume_text(self, actions: tuple[Action, ...]) -> bytes:
+        if actions[0].motion is Motion.REVERSE_STEP:
+            return b"bs"
+        if actions[0].motion is Motion.REVERSE_CONTINUE:
+            return b"bc"
+        if self._has_vcont():
+            return b"vCont" + b"".join(self._action_text(action) for action in actions)
+        return b"s" if any(action.motion is Motion.STEP for action in actions) else b"c"
 
     def _resume_later(self, actions: tuple[Action, ...], done: Reply[Stop]) -> None:
         """Hang the resume on the answer to the last request."""
@@ -528,15 +697,59 @@ class StubClient:
 
     def _action_text(self, action: Action) -> bytes:
         text = b";" + action.motion.value.encode("ascii")
+        if action.within is not None and is_ranged(action):
+            start, end = action.within
+            text = b";r%x,%x" % (start, end)
         return text if action.thread == ALL_THREADS else text + b":" + self._thread_text(action.thread)
 
     def interrupt(self) -> None:
-        """Send the interrupt byte to a running target; a second one before the stop is not sent."""
-        if self.state is State.RUNNING and not self.interrupt_sent:
+        """Ask a running target to stop; a second interrupt byte before the stop is not sent."""
+        if self.state is not State.RUNNING:
+            if self._resuming:
+                self._interrupt_wanted = True
+        elif self.dialect.interrupt_by is InterruptBy.BREAK_IN:
+            if self._break_in is None:
+                self._on_words(f"{self.dialect.name} cannot be interrupted: nobody knows how to break in\n")
+                return
+            self.interrupt_sent = True
+            self._break_in()
+        elif not self.interrupt_sent:
             self.interrupt_sent = True
             self._link.send_interrupt()
-        elif self._resuming:
-            self._interrupt_wanted = True
+
+    @property
+    def was_interrupted(self) -> bool:
+        """Whether somebody has asked for a stop since the last resume."""
+        return self.interrupt_sent or self._interrupt_wanted
+
+    def monitor(self, command: str, done: Reply[str]) -> None:
+        """Give the stub a command of its own (``qRcmd``); answers with what it printed.
+
+        For a stub that is another relay: the stub's own monitor of a hypervisor is not for debuggers.
+        """
+        if (refusal := self._refusal()) is not None:
+            done(refusal)
+            return
+        if self._printed is not None:
+            done(TargetError(EBUSY, "another command has not been answered yet"))
+            return
+        printed = self._printed = []
+
+        def answer(reply: RawReply) -> None:
+            self._printed = None
+            error = as_error(reply)
+            if error is not None or isinstance(reply, TargetError):
+                done(error or TargetError(EIO))
+                return
+            if reply != b"OK":
+                data = as_data(reply)
+                if isinstance(data, TargetError):
+                    done(data)
+                    return
+                printed.append(data.decode("utf-8", "replace"))
+            done("".join(printed))
+
+        self._ask(b"qRcmd," + binascii.hexlify(command.encode()), answer)
 
     def list_threads(self, done: Reply[tuple[Thread, ...]]) -> None:
         """List all threads with what the stub says of each; asked once a stop."""
@@ -563,7 +776,18 @@ class StubClient:
             for tell in waiting:
                 tell(result)
 
-        ThreadList(self._ask, self._thread_texts, texts.__setitem__, listed).start()
+        def described(document: bytes | TargetError) -> None:
+            found = document if isinstance(document, TargetError) else as_threads(document)
+            if isinstance(found, TargetError):
+                listed(found)
+                return
+            texts.update((thread, text) for thread, (text, _) in found.items())
+            listed(tuple(thread for _, thread in found.values()))
+
+        if b"qXfer:threads:read+" in self._features:
+            ObjectRead(self._ask, "threads", "", self._packet_size - _OVERHEAD, described).start()
+        else:
+            ThreadList(self._ask, self._thread_texts, texts.__setitem__, listed).start()
 
     def is_alive(self, thread: ThreadId, done: Reply[bool]) -> None:
         """Tell whether a thread exists."""
@@ -571,28 +795,28 @@ class StubClient:
         def listed(result: tuple[Thread, ...] | TargetError) -> None:
             done(result if isinstance(result, TargetError) else any(one.id == thread for one in result))
 
-        self.list_threads(listed)
+        def answer(reply: RawReply) -> None:
+            error = as_done(reply)
+            if error is not None and (error is self._lost or error.errno == ENOSYS):
+                self.list_threads(listed)
+            else:
+                done(error is None)
+
+        # Where every thread takes a round trip, asking for one is cheaper than listing all.
+        if self._threads is None and self.dialect.pipeline == 1 and self.state is State.STOPPED:
+            self._ask(b"T" + self._thread_text(thread), answer)
+        else:
+            self.list_threads(listed)
 
     def read_description(self, annex: str, done: Reply[bytes | None]) -> None:
-        """Read a whole file of the target description; asked once a connection."""
-        if annex in self._descriptions:
-            done(self._descriptions[annex])
-            return
-        if (refusal := self._refusal()) is not None:
+        """Read a file of the target description, which is one document; known in every state.
+
+        The first that was asked for holds for the life of this object, whatever stub comes later.
+        """
+        if self._registers.description is None and (refusal := self._refusal()) is not None:
             done(refusal)
-            return
-
-        def read(result: bytes | TargetError) -> None:
-            if result is self._lost:
-                done(result)
-                return
-            self._descriptions[annex] = None if isinstance(result, TargetError) else result
-            done(self._descriptions[annex])
-
-        if b"qXfer:features:read+" in self._features:
-            ObjectRead(self._ask, "features", annex, self._packet_size - _OVERHEAD, read).start()
         else:
-            done(None)
+            done(self._registers.serve(annex))
 
     def detach(self, done: Reply[None]) -> None:
         """Send ``D``: the stub removes what is left and lets the target run."""
@@ -617,6 +841,31 @@ class StubClient:
             self._ask(b"D;1", answer)
         else:
             self._ask(b"D", plain)
+
+
+class _Steps:
+    """A client as a range steps it."""
+
+    def __init__(self, client: StubClient) -> None:
+        self._client = client
+
+    @property
+    def was_interrupted(self) -> bool:
+        return self._client.was_interrupted
+
+    def step(self, actions: tuple[Action, ...], done: Reply[Stop]) -> None:
+        self._client.resume_once(actions, done)
+
+    def locate(self, thread: ThreadId, done: Reply[int]) -> None:
+        self._client.keep_resuming()
+        self._client.program_counter(thread, done)
+
+    def has_breakpoint(self, address: int) -> bool:
+        return any(one.address == address for one in self._client.inserted)
+
+    def stepped(self) -> None:
+        if self._client.on_inner_step is not None:
+            self._client.on_inner_step()
 
 
 def _ignored(result: object) -> None:

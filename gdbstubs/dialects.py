@@ -7,7 +7,20 @@ detected, never assumed from a version.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 from typing import Final
+
+from gdbstubs.registers import Description
+from gdbstubs.x86 import KGDB_X86_64, X86_64
+
+
+class InterruptBy(Enum):
+    """How a running target is made to stop."""
+
+    BYTE = "byte"
+    """By the byte 0x03."""
+    BREAK_IN = "break-in"
+    """By something outside the protocol: BREAK and ``g`` on the line, an NMI, ``/proc/sysrq-trigger``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +42,25 @@ class Dialect:
     """Bytes in a packet when the stub does not say."""
     detach_resumes: bool
     """Whether ``D`` lets the target run; a target that must rest is left by closing the connection."""
+    asks_features: bool = True
+    """Whether ``qSupported`` and ``vCont?`` are worth asking."""
+    sticky_steps: bool = True
+    """Whether it may be QEMU's, which keeps single steps that a processor did not take (``steps.py``)."""
+    offers_words: bool = False
+    """Announce that errors may be words."""
+    probes_binary: bool = True
+    """Find out by an empty ``X`` whether memory can be written in binary."""
+    interrupt_by: InterruptBy = InterruptBy.BYTE
+    steps_current_only: bool = False
+    """Whether only the thread that stopped can be stepped or continued."""
+    steps_over_breakpoints: bool = False
+    """Whether a step from the address of a software breakpoint moves on, rather than trap there again."""
+    hardware_slots: int | None = None
+    """How many hardware breakpoints and watchpoints there are; None where that is not known."""
+    registers: Description | None = None
+    """What ``g`` holds where the stub does not describe it."""
+    described: Description | None = None
+    """What debuggers are served before the stub's own description is known, and where it has none."""
 
 
 QEMU: Final = Dialect(
@@ -44,7 +76,50 @@ QEMU: Final = Dialect(
     request_timeout=30.0,
     packet_size=4096,
     detach_resumes=True,
+    probes_binary=False,
+    steps_over_breakpoints=True,
+    # Software emulation has no limit, hardware has four on x86: the stub's E28 tells.
+    hardware_slots=None,
+    registers=X86_64,
+    described=X86_64,
 )
+
+KGDB: Final = Dialect(
+    name="kgdb",
+    multiprocess=False,
+    pipeline=1,
+    acknowledge_timeout=3.0,
+    acknowledge_late=False,
+    request_timeout=30.0,
+    # BUFMAX in arch/x86/include/asm/kgdb.h; it has no way to say so.
+    packet_size=1024,
+    detach_resumes=True,
+    asks_features=False,
+    sticky_steps=False,
+    interrupt_by=InterruptBy.BREAK_IN,
+    # "Can't switch threads in kgdb", says kernel/debug/gdbstub.c.
+    steps_current_only=True,
+    # HBP_NUM in arch/x86/include/asm/hw_breakpoint.h.
+    hardware_slots=4,
+    registers=KGDB_X86_64,
+    described=X86_64,
+)
+"""Linux's own stub on a serial line (kernel/debug/gdbstub.c, as of 6.1)."""
+
+RELAY: Final = Dialect(
+    name="relay",
+    multiprocess=False,
+    pipeline=64,
+    acknowledge_timeout=None,
+    acknowledge_late=False,
+    request_timeout=30.0,
+    packet_size=4096,
+    detach_resumes=True,
+    sticky_steps=False,
+    offers_words=True,
+    steps_over_breakpoints=True,
+)
+"""Another relay, or any modern stub on a reliable connection; what it announces is used."""
 
 PLAIN: Final = Dialect(
     name="plain",

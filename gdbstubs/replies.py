@@ -9,10 +9,14 @@ from __future__ import annotations
 import binascii
 import re
 from typing import Final
+from xml.etree import ElementTree as ET
 
-from gdbstubs.errors import EIO, ENOSYS, TargetError
+from gdbstubs.errors import E2BIG, EIO, ENOSYS, RemoteProtocolError, TargetError
 from gdbstubs.packets import parse_thread
-from gdbstubs.target import Ended, Halted, Stop, ThreadId
+from gdbstubs.target import Ended, Halted, Stop, Thread, ThreadId
+from gdbstubs.wire import unescape
+
+MOST_THREADS: Final = 65536
 
 _STOP: Final = re.compile(rb"([TS])([0-9a-fA-F]{2})(.*)", re.DOTALL)
 _END: Final = re.compile(rb"([WX])([0-9a-fA-F]{2})(;.*)?", re.DOTALL)
@@ -49,6 +53,16 @@ def as_data(reply: Reply) -> bytes | TargetError:
         return binascii.unhexlify(reply)
     except binascii.Error:
         return unexpected(reply, "data")
+
+
+def as_binary(reply: Reply) -> bytes | TargetError:
+    """Decode binary data, the reply to ``x``: ``b`` and the escaped bytes."""
+    if isinstance(reply, TargetError) or reply[:1] != b"b":
+        return as_error(reply) or unexpected(bytes(reply) if isinstance(reply, bytes) else b"", "data")
+    try:
+        return unescape(reply[1:])
+    except RemoteProtocolError as error:
+        return TargetError(EIO, str(error))
 
 
 def as_registers(reply: Reply) -> bytes | TargetError:
@@ -89,3 +103,25 @@ def as_stop(reply: Reply) -> Stop | TargetError:
         elif name in _REASONS:
             reason = (name.decode("ascii"), value_text.decode("latin-1"))
     return Halted(int(match.group(2), 16), thread, reason)
+
+
+def as_threads(document: bytes) -> dict[ThreadId, tuple[bytes, Thread]] | TargetError:
+    """Read the document of ``qXfer:threads:read``: each thread with the text of its thread-id."""
+    if b"<!ENTITY" in document:
+        return TargetError(EIO, "the stub's list of threads declares entities")
+    try:
+        # Read as text, so that no encoding that it declares can hide a declaration.
+        root = ET.fromstring(document.decode("utf-8"))  # noqa: S314
+    except (ET.ParseError, ValueError) as error:
+        return TargetError(EIO, f"the stub's list of threads is no XML: {error}")
+    threads: dict[ThreadId, tuple[bytes, Thread]] = {}
+    for element in root.iter("thread"):
+        text = element.get("id", "").encode("ascii", "replace")
+        try:
+            number = parse_thread(text)
+        except ValueError:
+            return unexpected(text, "a thread-id")
+        threads[number] = text, Thread(number, (element.text or element.get("name") or "").strip())
+        if len(threads) > MOST_THREADS:
+            return TargetError(E2BIG, f"the stub lists more than {MOST_THREADS} threads")
+    return threads

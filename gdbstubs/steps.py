@@ -65,7 +65,8 @@ class StepFlags:
     def settle(self, actions: tuple[Action, ...]) -> tuple[Action, ...]:
         """Return the actions to send for a resume, after what must be said before it."""
         stepped = {action.thread for action in actions if action.motion is Motion.STEP}
-        if stepped or not self.any_owed:
+        backwards = any(action.motion not in (Motion.STEP, Motion.CONTINUE) for action in actions)
+        if stepped or backwards or not self.any_owed:
             self._owed |= stepped
             return actions
         self._ask(b"Qqemu.sstep=0", _ignored)

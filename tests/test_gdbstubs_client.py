@@ -15,6 +15,7 @@ from rsp.stub import DESCRIPTION, REGISTERS, Machine, memory_at, packet
 from gdbstubs.client import State, StubClient
 from gdbstubs.dialects import PLAIN, QEMU, Dialect
 from gdbstubs.errors import EBUSY, EIO, ESRCH, LinkFailed, RemoteProtocolError, TargetError
+from gdbstubs.registers import parse_description
 from gdbstubs.target import (
     Action,
     Breakpoint,
@@ -98,6 +99,8 @@ def test_greeting_asks_what_the_stub_can_do_and_why_it_stands() -> None:
         b"qSupported",
         b"vCont?",
         b"qqemu.sstep",
+        b"qXfer",
+        b"qXfer",
         b"?",
     ]
     assert bench.client.deadline is None
@@ -216,13 +219,17 @@ def test_the_wire_s_own_thread_ids_are_used_again(bench: Bench) -> None:
     assert bench.seen() == [b"Hgp01.02", b"g"]
 
 
-def test_the_description_is_read_whole_and_once(bench: Bench) -> None:
-    assert bench.ask(bench.client.read_description, "target.xml") == DESCRIPTION
-    assert bench.ask(bench.client.read_description, "none.xml") is None
-    bench.seen()
-    assert bench.ask(bench.client.read_description, "target.xml") == DESCRIPTION
-    assert bench.ask(bench.client.read_description, "none.xml") is None
-    assert bench.seen() == []
+def test_the_description_is_read_whole_when_greeting_and_served_in_every_state(bench: Bench) -> None:
+    client = bench.client
+    served = bench.ask(client.read_description, "target.xml")
+    assert [one.name for one in parse_description(served).registers][:4] == ["rax", "rbx", "rsp", "rip"]
+    assert b"include" not in served
+    assert bench.ask(client.read_description, "core.xml") is None
+    client.resume(GO, bench.answers.append)
+    assert bench.ask(client.read_description, "target.xml") == served
+    client.closed("lost")
+    assert bench.ask(client.read_description, "target.xml") == served
+    assert not [one for one in bench.seen() if one.startswith(b"qXfer")]
 
 
 def test_registers_are_written(bench: Bench) -> None:
@@ -344,7 +351,6 @@ def test_nothing_is_sent_to_a_running_target_but_one_interrupt(bench: Bench) -> 
         lambda: client.why_stopped(answers.append),
         lambda: client.resume(GO, answers.append),
         lambda: client.detach(answers.append),
-        lambda: client.read_description("new.xml", answers.append),
     ):
         ask()
         assert error(answers[-1]).errno == EBUSY
@@ -436,17 +442,16 @@ def test_everything_that_waits_is_answered_once_when_the_connection_is_lost(benc
         client.read_memory(ONE, 0x1000, 5000, answers.append)
     client.write_memory(ONE, 0x1000, b"a" * 5000, answers.append)
     client.list_threads(answers.append)
-    client.read_description("new.xml", answers.append)
     client.insert(HERE, answers.append)
     client.resume(GO, answers.append)
     client.closed("the peer closed the connection")
     client.closed("twice")
-    assert len(answers) == 105
+    assert len(answers) == 104
     assert {str(error(one)) for one in answers} == {"the peer closed the connection"}
     assert client.take_output() == b""
     assert client.deadline is None
     client.receive(packet(b"OK"))
-    assert len(answers) == 105
+    assert len(answers) == 104
     assert error(bench.ask(client.read_registers, ONE)).errno == EIO
 
 

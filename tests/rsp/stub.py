@@ -16,7 +16,27 @@ Place = tuple[int, int, int]
 
 MAPPED = range(0x1000, 0x100000)
 REGISTERS = bytes(range(64))
-DESCRIPTION = b'<?xml version="1.0"?><target><architecture>i386:x86-64</architecture></target>'
+DESCRIPTION = (
+    b'<?xml version="1.0"?><!DOCTYPE target SYSTEM "gdb-target.dtd"><target>'
+    b'<architecture>i386:x86-64</architecture><xi:include href="core.xml"/></target>'
+)
+CORE = b"""<?xml version="1.0"?>
+<!-- the registers that there are -->
+<!DOCTYPE feature SYSTEM "gdb-target.dtd">
+<feature name="org.gnu.gdb.i386.core">
+  <reg name="rax" bitsize="64" type="int64" regnum="0"/>
+  <reg name="rbx" bitsize="64" type="int64"/>
+  <reg name="rsp" bitsize="64" type="data_ptr"/>
+  <reg name="rip" bitsize="64" type="code_ptr"/>
+  <reg name="eflags" bitsize="32" type="int32"/>
+  <reg name="cs" bitsize="32" type="int32"/>
+  <reg name="cr3" bitsize="64" type="int64"/>
+  <reg name="xmm0" bitsize="128" type="uint128"/>
+</feature>
+"""
+DOCUMENTS = {b"target.xml": DESCRIPTION, b"core.xml": CORE}
+PROGRAM_COUNTER = slice(24, 32)
+"""Where `rip` stands in the registers."""
 LONGEST = 4096
 
 
@@ -54,6 +74,11 @@ class Machine:
     """Processors that trap after one instruction; a stop clears the flag of the one that it reports."""
     sstep: int = 7
     multiprocess: bool = False
+    registers: bytearray = field(default_factory=lambda: bytearray(REGISTERS))
+    path: list[int] = field(default_factory=list)
+    """Where the program counter is after each of the steps to come."""
+    features: bytes = b"qXfer:features:read+;vContSupported+;multiprocess+"
+    resumes: bytes = b"vCont;c;C;s;S"
     _unacknowledged: bytes = b""
     _buffer: bytes = b""
     _threads_left: int = 0
@@ -81,6 +106,8 @@ class Machine:
     def advance(self) -> None:
         """Let guest time pass: a step ends, a breakpoint is met."""
         if self.running and (self.flags or self.breakpoints):
+            if self.flags and self.path:
+                self.registers[PROGRAM_COUNTER] = self.path.pop(0).to_bytes(8, "little")
             self.halt(5, "debug", min(self.flags, default=1))
 
     def panic(self) -> None:
@@ -156,9 +183,9 @@ class Machine:
             case b"H":
                 self._say(b"OK" if self._known(rest[1:]) else b"E22")
             case b"g":
-                self._say(REGISTERS.hex().encode())
+                self._say(self.registers.hex().encode())
             case b"p":
-                self._say(REGISTERS[:8].hex().encode() if int(rest, 16) < 8 else b"E14")
+                self._say(bytes(self.registers[:8]).hex().encode() if int(rest, 16) < 8 else b"E14")
             case b"m":
                 self._read(rest)
             case b"M":
@@ -169,6 +196,8 @@ class Machine:
                 self._breakpoint(letter == b"Z", rest)
             case b"D":
                 self._detach(rest)
+            case b"b":
+                self.start(by_stub=True)
             case b"c" | b"s":
                 self._resume({1} if letter == b"s" else set())
             case _:
@@ -183,9 +212,9 @@ class Machine:
         match name:
             case b"qSupported":
                 self.multiprocess = self.multiprocess or b"multiprocess+" in payload
-                self._say(b"PacketSize=%x;qXfer:features:read+;vContSupported+;multiprocess+" % LONGEST)
+                self._say(b"PacketSize=%x;%s" % (LONGEST, self.features))
             case b"vCont?":
-                self._say(b"vCont;c;C;s;S")
+                self._say(self.resumes)
             case b"vCont":
                 if all(self._known(action.partition(b":")[2] or b"-1") for action in payload.split(b";")[1:]):
                     self._resume(self._stepping(payload))
@@ -218,7 +247,7 @@ class Machine:
             number = int(thread.rpartition(b".")[2], 16) if thread not in (b"", b"-1") else -1
             named = left & ({1, 2} if number == -1 else {number})
             left -= named
-            if letter[:1] in b"sS":
+            if letter[:1] in b"sSr":
                 steps |= named
         return steps
 
@@ -233,12 +262,13 @@ class Machine:
 
     def _object(self, payload: bytes) -> None:
         _, kind, _, annex, where = payload.split(b":")
-        if (kind, annex) != (b"features", b"target.xml"):
+        document = DOCUMENTS.get(annex)
+        if kind != b"features" or document is None:
             self._say(b"E00")
             return
         offset, length = (int(one, 16) for one in where.split(b","))
-        part = DESCRIPTION[offset : offset + length]
-        self._say((b"m" if offset + len(part) < len(DESCRIPTION) else b"l") + part)
+        part = document[offset : offset + length]
+        self._say((b"m" if offset + len(part) < len(document) else b"l") + part)
 
     def _read(self, rest: bytes) -> None:
         address, length = (int(one, 16) for one in rest.split(b","))
