@@ -62,6 +62,7 @@ from gdbstubs.searching import Checksum, PatternSearch, Question, Sweep
 from gdbstubs.target import (
     ALL_THREADS,
     ANY_THREAD,
+    SIGINT,
     Action,
     Ended,
     Halted,
@@ -74,9 +75,11 @@ from gdbstubs.target import (
 from gdbstubs.wire import Control, Notification, compress_run_length, escape
 from gdbstubs.words import (
     MOST_WORDS,
+    WAITS_INSTEAD,
     Debugger,
     console_output,
     forbidden,
+    killed_nothing,
     not_served,
     recognise,
     refuse,
@@ -134,6 +137,10 @@ class Server:
         self._features: frozenset[str] = frozenset()
         self._debugger = Debugger.OLD_GDB
         self._prefixes_binary = False
+        self._steps = False
+        """Whether the resume under way is a step."""
+        self._repeats_step = False
+        """Whether the debugger goes on with a step that was refused, whatever its user asks for."""
         self._sweeping = False
         self._swept: set[type[Request]] = set()
         self._general = ANY_THREAD
@@ -410,6 +417,9 @@ class Server:
         self._target.detach(detached)
 
     def _kill(self, request: Kill) -> None:
+        if self._debugger is Debugger.LLDB:
+            # It waits for a reply, shows one that it does not expect, and takes the process for gone whatever comes.
+            self._reply(killed_nothing())
         self.finished = True
 
     def _kill_process(self, request: KillProcess) -> None:
@@ -611,6 +621,11 @@ class Server:
             thread = self._resuming if self._resuming > ANY_THREAD else self._stopped_thread
             if actions[0].motion is Motion.STEP and thread is not None:
                 actions = (Action(Motion.STEP, thread), Action(Motion.CONTINUE))
+        self._steps = any(action.motion is Motion.STEP for action in actions)
+        if self._repeats_step and self._steps and self._target.right < Right.CONTROLLER:
+            # LLDB keeps a step for as long as the program counter stays, and sends it for each ``continue`` too.
+            self.say(WAITS_INSTEAD)
+            actions = (Action(Motion.CONTINUE),)
         self.waiting = True
         self._object = None
         self._general = ANY_THREAD
@@ -629,8 +644,11 @@ class Server:
         if isinstance(stop, TargetError):
             words, stop = refused_stop(stop, self._stopped_thread)
             self._add(words)
+            self._repeats_step = self._steps and self._debugger is Debugger.LLDB
         elif stop.words:
             self._add(console_output(stop.words))
+        if stop.signal != SIGINT:
+            self._repeats_step = False
         self.waiting = False
         self._note(stop)
         self._add(self._stop_reply(stop))

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
-from gdbstubs.errors import EPERM, TargetError
+from gdbstubs.errors import EFAULT, EPERM, TargetError
 from gdbstubs.requests import (
     Insert,
     KillProcess,
     Monitor,
     NonStop,
+    ReadMemory,
     ReadRegister,
     ReadRegisters,
     Request,
@@ -90,7 +91,8 @@ def refuse(debugger: Debugger, refused: Request | type[Request], error: TargetEr
     if kind is ThreadExtra:
         # gdb shows what else it gets, a number too, as what is said of the thread.
         return Refusal((b"",), error.words)
-    if not error.words:
+    if not error.words or (kind is ReadMemory and error.errno == EFAULT):
+        # That nothing is mapped there is what every debugger says by itself, of reads that nobody asked for too.
         return Refusal((number,))
     if debugger is Debugger.LLDB:
         text = clean(error.words).encode("ascii", "replace")
@@ -141,6 +143,14 @@ def not_served(request: NonStop | KillProcess) -> TargetError:
             return TargetError(
                 EPERM, "a debugger does not kill a guest: 'detach' leaves it, 'kbridge power' switches it off"
             )
+
+
+WAITS_INSTEAD: Final = "this session observes: it waits for the next stop instead of stepping"
+
+
+def killed_nothing() -> bytes:
+    """Return what answers LLDB's ``k``, which ends its session and nothing else."""
+    return b"kbridge: a debugger does not kill a guest: this session has left it"
 
 
 def clean(words: str) -> str:

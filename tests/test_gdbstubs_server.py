@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from rsp import grammar
 from rsp.debugger import Debugger
 from rsp.framing import expand
-from rsp.stub import REGISTERS, memory_at, packet
-from rsp.target import PlainTarget
+from rsp.stub import memory_at, packet
+from rsp.target import REGISTERS, PlainTarget
 
 from gdbstubs.errors import EBUSY, EIO, EPERM, LinkFailed, RemoteProtocolError, TargetError
 from gdbstubs.packets import LETTERS, NAMES, Malformed, Row, find
@@ -543,6 +543,53 @@ def test_a_resume_that_is_not_understood_is_words_and_a_stop(payload: bytes, deb
     assert "malformed" in "".join(session.debugger.words)
     assert session.target.calls[-1][0] != "resume"
     usable(session)
+
+
+def test_a_step_that_lldb_repeats_waits_after_it_was_refused_once() -> None:
+    session = greeted("lldb", Right.OBSERVER)
+    no = TargetError(EPERM, "this session observes")
+    session.send(b"vCont;s:1")
+    session.target.halt(no)
+    assert session.flush()[-1] == b"T02thread:1;"
+    for _ in range(2):  # interrupted, it is as it was
+        session.send(b"vCont;s:1")
+        assert session.target.calls[-1] == ("resume", (Action(Motion.CONTINUE),))
+        assert "waits for the next stop" in session.debugger.words[-1]
+        session.target.halt(Halted(2, ONE))
+        session.flush()
+    session.send(b"vCont;s:1")
+    session.target.halt(Halted(5, ONE))  # the controller's stop: its step is over
+    session.flush()
+    session.send(b"vCont;s:1")
+    assert session.target.calls[-1] == ("resume", (Action(Motion.STEP, ONE),))
+    session.target.halt(no)
+    session.target.right = Right.CONTROLLER
+    session.send(b"vCont;s:1")
+    assert session.target.calls[-1] == ("resume", (Action(Motion.STEP, ONE),))
+
+
+@pytest.mark.parametrize("debugger", ["gdb 13", "gdb 18"])
+def test_a_step_of_gdb_is_refused_each_time(debugger: str) -> None:
+    session = greeted(debugger, Right.OBSERVER)
+    for _ in range(2):
+        session.send(b"vCont;s:1")
+        assert session.target.calls[-1] == ("resume", (Action(Motion.STEP, ONE),))
+        session.target.halt(TargetError(EPERM, "this session observes"))
+        session.flush()
+
+
+def test_lldb_is_told_what_its_kill_did() -> None:
+    session = greeted("lldb")
+    assert session.send(b"k") == [b"kbridge: a debugger does not kill a guest: this session has left it"]
+    assert session.server.finished
+    assert "detach" not in [call[0] for call in session.target.calls]
+
+
+@pytest.mark.parametrize("debugger", GREETINGS)
+def test_what_is_not_mapped_is_not_told_twice(debugger: str) -> None:
+    session = greeted(debugger)
+    session.send(b"m0,8", b"x0,8", b"qRcmd,61")
+    assert "nothing there" not in "".join(session.debugger.words)
 
 
 # ── what is announced, and to whom ──────────────────────────────────────────────────────────────────────────

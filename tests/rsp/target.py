@@ -8,8 +8,10 @@ from typing import Any
 from gdbstubs.errors import EFAULT, TargetError
 from gdbstubs.rights import Right
 from gdbstubs.target import Action, Breakpoint, Halted, Stop, Thread, ThreadId
-from rsp.stub import DESCRIPTION, REGISTERS, memory_at
+from rsp.stub import memory_at
 
+REGISTERS = bytes(range(64))
+DESCRIPTION = b'<?xml version="1.0"?><target><architecture>i386:x86-64</architecture></target>'
 MAPPED = range(0x1000, 0x100000)
 
 
