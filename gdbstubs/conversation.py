@@ -18,7 +18,7 @@ from enum import Enum
 from typing import Final
 
 from gdbstubs.decode import Asked, answered, asked, notified
-from gdbstubs.decode_replies import counted, is_output
+from gdbstubs.decode_replies import counted
 from gdbstubs.wire import Control, Event, Framer, Notification
 
 MOST_PACKET_BYTES: Final = 1 << 18
@@ -75,8 +75,9 @@ class Conversation:
         self._open: deque[Asked] = deque(maxlen=MOST_OPEN)
 
     def feed(self, side: Side, data: bytes, missing: int = 0) -> list[Said]:
-        """Take the next bytes of one side, after which ``missing`` more are not known."""
-        if self._sought[side] and data:
+        """Take the next bytes of one side, after which ``missing`` more are not known, all of one packet."""
+        sought = self._sought[side]
+        if sought and data:
             data = self._seek(side, data)
         framer = self._framers[side]
         said = [self._read(side, event) for event in framer.feed(data)]
@@ -86,7 +87,7 @@ class Conversation:
             said.append(Said(side, Kind.NOISE, b"", f"{counted(noise, 'byte')} of no packet"))
         found = [one for one in said if one is not None]
         if missing:
-            found += self._cut(side, data, missing)
+            found += self._cut(side, data, missing, sought=sought)
         return found
 
     def lose(self) -> None:
@@ -112,23 +113,17 @@ class Conversation:
         self._sought[side] = False
         return data[start:]
 
-    def _cut(self, side: Side, data: bytes, missing: int) -> list[Said]:
+    def _cut(self, side: Side, data: bytes, missing: int, *, sought: bool) -> list[Said]:
+        """Tell of a packet whose rest is not known; ``sought``: its beginning was not either, or is told already."""
         start = data.rfind(b"$")
+        begins = start >= 0 and b"#" not in data[start:]
         self._forget(side)
-        if start < 0 or b"#" in data[start:]:
-            payload, words = b"", f"{counted(missing, 'byte')} were not recorded"
-        else:
-            payload = data[start + 1 :]
-            words = self._meaning(side, payload, f", {counted(missing, 'byte')} more were not recorded")
-        # How many packets there were in what is missing, nobody knows.
-        self._open.clear()
-        return [Said(side, Kind.CUT, payload, words)]
-
-    def _meaning(self, side: Side, payload: bytes, more: str) -> str:
-        if side is Side.DEBUGGER:
-            return f"the beginning of a request{more}"
-        request = self._open[0] if self._open else None
-        return (f"what was asked for: {request.words}" if request is not None else "a reply") + more
+        if sought and start < 0:
+            return []
+        words = f"{counted(missing, 'byte')} more were not recorded"
+        if side is Side.STUB and self._open:
+            words += f"; answers: {self._open.popleft().words}"
+        return [Said(side, Kind.CUT, data[start + 1 :] if begins else b"", words)]
 
     def _read(self, side: Side, event: Event) -> Said | None:
         if type(event) is bytes:
@@ -160,10 +155,11 @@ class Conversation:
         if side is Side.DEBUGGER:
             return Said(side, Kind.PACKET, payload, self._request(payload))
         request = self._open[0] if self._open else None
-        words = answered(payload, request)
-        if request is not None and (request.binary or not is_output(payload)):
+        if request is not None and (request.binary or request.takes(payload)):
             self._open.popleft()
-        return Said(side, Kind.PACKET, payload, words)
+        else:
+            request = None
+        return Said(side, Kind.PACKET, payload, answered(payload, request))
 
     def _request(self, payload: bytes) -> str:
         request = asked(payload)

@@ -41,6 +41,12 @@ class Asked:
     binary: bool = False
     """Whether the reply is bytes, which may look like anything."""
 
+    def takes(self, payload: bytes) -> bool:
+        """Whether a payload can be the reply: console output comes before it, and a stop may come unasked."""
+        if replies.is_output(payload):
+            return False
+        return self.answer is replies.stop or not replies.is_stop(payload)
+
 
 def asked(payload: bytes) -> Asked:
     """Say what a request means."""
@@ -233,6 +239,7 @@ _NAMES: Final[dict[bytes, tuple[str, Answer]]] = {
     b"QSaveRegisterState": ("keep the registers' state", replies.anything),
     b"QThreadEvents": ("tell when threads come and go", replies.done),
     b"QThreadSuffixSupported": ("requests may name their thread", replies.done),
+    b"Qqemu": ("set an option of QEMU's stub", replies.done),
     b"jThreadExtendedInfo": ("what is this thread?", replies.anything),
     b"jThreadsInfo": ("what are the threads?", replies.anything),
     b"qCRC": ("checksum of memory", replies.checksum),
@@ -258,6 +265,7 @@ _NAMES: Final[dict[bytes, tuple[str, Answer]]] = {
     b"qVAttachOrWaitSupported": ("can it wait for a process?", replies.anything),
     b"qWatchpointSupportInfo": ("how many watchpoints are there?", replies.anything),
     b"qfProcessInfo": ("list processes", replies.anything),
+    b"qqemu": ("ask for an option of QEMU's stub", replies.anything),
     b"qsProcessInfo": ("list more processes", replies.anything),
     b"vAttach": ("attach to a process", replies.stop),
     b"vCont": ("resume", replies.stop),

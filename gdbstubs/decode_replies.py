@@ -111,6 +111,13 @@ def is_output(payload: bytes) -> bool:
     return _OUTPUT.fullmatch(payload) is not None
 
 
+def is_stop(payload: bytes) -> bool:
+    """Whether a payload can only be a stop reply: nothing else begins so."""
+    return payload[:1] in (b"T", b"S", b"W", b"X") and (
+        _STOP.fullmatch(payload) is not None or _END.fullmatch(payload) is not None
+    )
+
+
 def output(payload: bytes) -> str:
     """Read console output."""
     return f"says {quoted(binascii.unhexlify(payload[1:]))}"

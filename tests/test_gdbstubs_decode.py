@@ -179,12 +179,25 @@ def test_runs_are_written_out_and_damage_is_told() -> None:
     assert heard(said) == [("packet", b"0" * 16, "8 bytes"), ("damaged", b"", "a damaged packet")]
 
 
-def test_what_was_cut_is_told_and_the_next_packet_is_found() -> None:
+def test_a_stop_that_nobody_asked_for_answers_nothing() -> None:
     talk = Conversation()
-    talk.feed(D, frame(b"m1000,2000"))
+    talk.feed(D, frame(b"qSupported:swbreak+"))
+    said = talk.feed(S, b"+" + frame(b"T02thread:01;") + frame(b"PacketSize=1000"))
+    assert [one.words for one in said] == ["stopped: SIGINT, thread 1", "knows PacketSize=1000"]
+
+
+def test_a_packet_that_was_cut_is_told_and_answers() -> None:
+    talk = Conversation()
+    talk.feed(D, frame(b"m1000,2000") + frame(b"qC") + frame(b"g"))
     said = talk.feed(S, b"$" + b"00" * 100, missing=16187)
     assert [one.kind for one in said] == [Kind.CUT]
-    assert said[0].words == "what was asked for: read 8192 bytes at 1000, 16187 bytes more were not recorded"
+    assert said[0].words == "16187 bytes more were not recorded; answers: read 8192 bytes at 1000"
+    assert [one.words for one in talk.feed(S, frame(b"QC1"))] == ["thread 1"]
+    # A packet of which pieces of several chunks are missing is one.
+    assert talk.feed(S, b"$00") == []
+    assert [one.kind for one in talk.feed(S, b"00", missing=5000)] == [Kind.CUT]
+    assert talk.feed(S, b"00", missing=5000) == []
+    assert talk.feed(S, b"00#00") == []
     talk.feed(D, frame(b"qC"))
     assert [one.words for one in talk.feed(S, frame(b"QC1"))] == ["thread 1"]
 

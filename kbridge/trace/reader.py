@@ -17,6 +17,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, Final
 
 from gdbstubs.conversation import Conversation, Said, Side
+from gdbstubs.decode_replies import plain
 from kbridge.console.timeline import time_text
 from kbridge.trace.ring import SEGMENT_BYTES, STUB, Chunk, ChunkView, LostError, Note
 
@@ -180,7 +181,7 @@ def _bytes(chunk: Chunk) -> Line:
 
 
 def _remark(offset: int, wall_ns: int, words: str) -> Line:
-    return Line(offset, wall_ns, "", "", "record", b"", 0, words)
+    return Line(offset, wall_ns, "", "", "record", b"", 0, plain(words.encode("ascii", "replace")))
 
 
 class TraceReader:

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 MAGIC: Final = b"kbPACK\r\n"
 SEGMENT_BYTES: Final = 16384
-MOST_KEPT: Final = 4096
-"""Bytes of a chunk that are kept; longer ones are cut, and say how long they were."""
+MOST_KEPT: Final = 4096 + 16
+"""Bytes of an entry: a packet with 4 KB and its frame.  Of a longer packet the beginning is kept, and its length."""
 MIN_RING_BYTES: Final = 4 * SEGMENT_BYTES
 MOST_NAME_BYTES: Final = 64
 STUB: Final = "stub"
@@ -45,7 +45,7 @@ _LOW: Final = 0xFFFF_FFFF
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Bytes that passed a socket in one piece: to its peer, or from it."""
+    """Bytes that passed a socket together: to its peer, or from it.  Where some are missing, one packet is."""
 
     offset: int
     mono_ns: int
@@ -57,7 +57,7 @@ class Chunk:
     to_peer: bool
     data: bytes
     passed: int
-    """How many bytes passed; more than ``data`` has where it was cut."""
+    """How many bytes passed; more than ``data`` has where a packet was cut, and no more than that packet's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,9 +191,25 @@ class PacketRing(ChunkView):
         """Record a chunk that passed the socket of ``session``, to its peer or from it."""
         name = self._names.get(session) or self._name(session)
         passed = len(data)
-        if passed > MOST_KEPT:
-            data = data[:MOST_KEPT]
-        self._write(1 if to_peer else 0, name, data, passed)
+        if passed <= MOST_KEPT:
+            self._write(1 if to_peer else 0, name, data, passed)
+        else:
+            self._append_long(1 if to_peer else 0, name, data)
+
+    def _append_long(self, flags: int, name: bytes, data: bytes) -> None:
+        """Record a long chunk as several, none of which ends within a packet, but for one that is too long itself."""
+        at = 0
+        while len(data) - at > MOST_KEPT:
+            end = data.rfind(b"$", at + 1, at + MOST_KEPT + 1)
+            if end > 0:
+                self._write(flags, name, data[at:end], end - at)
+            else:
+                end = data.find(b"$", at + MOST_KEPT)
+                end = len(data) if end < 0 else end
+                self._write(flags, name, data[at : at + MOST_KEPT], end - at)
+            at = end
+        if at < len(data):
+            self._write(flags, name, data[at:], len(data) - at)
 
     def note(self, words: str) -> None:
         """Record words about the record itself."""
