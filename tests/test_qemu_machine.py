@@ -33,12 +33,21 @@ QEMU = "qemu-system-x86_64"
 # Boot sectors, 16-bit code: `mov dx, port; mov ax, value; out dx, ax (or al); hlt`.
 SWITCH_OFF = bytes.fromhex("ba0406 b80020 ef f4")  # the ACPI PM1a control port at 0x604: SLP_EN, type 0 (S5)
 SLEEP = bytes.fromhex("ba0406 b80024 ef f4")  # the same, type 1 (S3)
+COUNT = bytes.fromhex("31c0 8ed8 ff060005 ebfa")  # xor ax, ax; mov ds, ax; again: inc word [0x500]; jmp again
 PANIC = bytes.fromhex("ba0505 b80100 ee f4")  # pvpanic at 0x505: bit 0, panicked
 
 
 async def until(condition: Callable[[], Any], what: str, seconds: float = 20.0) -> None:
     waited = 0.0
     while not condition():
+        assert waited < seconds, f"{what} did not come within {seconds} s"
+        await deferLater(reactor, 0.02)
+        waited += 0.02
+
+
+async def until_true(attempt: Callable[[], Any], what: str, seconds: float = 20.0) -> None:
+    waited = 0.0
+    while not await attempt():
         assert waited < seconds, f"{what} did not come within {seconds} s"
         await deferLater(reactor, 0.02)
         waited += 0.02
@@ -130,6 +139,18 @@ class QemuCase(TestCase):
         monitor.execute("qmp_capabilities")
         return monitor
 
+    def holds(self, address: int, data: bytes) -> Callable[[], Any]:
+        async def attempt() -> bool:
+            return await self.machine.read_memory(address, len(data)) == data
+
+        return attempt
+
+    def differs(self, address: int, data: bytes) -> Callable[[], Any]:
+        async def attempt() -> bool:
+            return await self.machine.read_memory(address, len(data)) != data
+
+        return attempt
+
     def named(self, name: str) -> list[MachineEvent]:
         return [event for event in self.events if event.name == name]
 
@@ -176,6 +197,28 @@ class CommandTests(QemuCase):
             ("machine.stop", False),
             ("machine.resume", False),
         ]
+
+    async def test_memory_is_read_while_the_guest_runs(self) -> None:
+        await self.found(*self.boot_sector(COUNT))
+        await self.machine.resume()
+        # The boot sector is where the firmware put it, and what it counts moves on: nothing stands still for us.
+        await until_true(self.holds(0x7C00, COUNT), "the boot sector")
+        first = await self.machine.read_memory(0x500, 2)
+        await until_true(self.differs(0x500, first), "a counter that moves")
+        # The processor's first instruction, in the firmware: a far jump to f000:e05b.
+        assert await self.machine.read_memory(0xFFFF0, 5) == bytes.fromhex("ea5be000f0")
+        assert len(await self.machine.read_memory(0xF0800, 4096)) == 4096
+        assert await self.machine.read_memory(0x7C00, 0) == b""
+        assert self.machine.state.run is RunState.RUNNING
+        assert self.named("machine.stop") == []
+
+    async def test_of_memory_that_is_not_there_only_what_is_is_read(self) -> None:
+        await self.found()
+        memory = 16 << 20
+        assert len(await self.machine.read_memory(memory - 6, 4000)) == 6
+        assert await self.machine.read_memory(memory + 64, 64) == b""
+        with pytest.raises(ValueError, match="cannot be read at once"):
+            await self.machine.read_memory(0, 4097)
 
     async def test_reset_is_over_when_it_returns_and_is_ours(self) -> None:
         await self.found()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kbridge.errors import MachineError
-from kbridge.hypervisors import gdbserver
+from kbridge.hypervisors import examine, gdbserver
 from kbridge.hypervisors.chardevs import find_chardev, is_behind
 from kbridge.hypervisors.interface import MachineState, RunState
 from kbridge.hypervisors.qmp import Event
@@ -232,3 +235,67 @@ def test_answers_that_are_successes_pass() -> None:
     gdbserver.check_stopped("Disabled gdbserver\n")
     with pytest.raises(MachineError, match="was not closed: unknown command"):
         gdbserver.check_stopped("unknown command: 'gdbserver'\n")
+
+
+# -- reading memory by the human monitor --------------------------------------------------------------------
+
+
+def shown(address: int, data: bytes) -> str:
+    """What QEMU 7.2 answers to `x /Nxb`: eight bytes a line."""
+    lines = []
+    for offset in range(0, len(data), 8):
+        row = " ".join(f"{byte:#04x}" for byte in data[offset : offset + 8])
+        lines.append(f"{address + offset:016x}: {row}\n")
+    return "".join(lines)
+
+
+@given(st.integers(0, examine.END_OF_MEMORY - 1), st.integers(0, examine.MAX_READ_BYTES))
+def test_a_read_is_cut_at_pages_and_at_the_end_of_memory(address: int, length: int) -> None:
+    pieces = examine.pieces(address, length)
+    assert sum(size for _, size in pieces) == min(length, examine.END_OF_MEMORY - address)
+    assert len(pieces) <= 2
+    for start, size in pieces:
+        assert size > 0
+        assert start // examine.PAGE_BYTES == (start + size - 1) // examine.PAGE_BYTES
+    for (start, size), (following, _) in itertools.pairwise(pieces):
+        assert start + size == following
+
+
+@pytest.mark.parametrize(("address", "length"), [(0, 4097), (0, -1), (-1, 1), (1 << 64, 1)])
+def test_what_cannot_be_addressed_or_is_too_much_is_refused(address: int, length: int) -> None:
+    with pytest.raises(ValueError, match="cannot be read at once"):
+        examine.pieces(address, length)
+
+
+@given(st.integers(0, examine.END_OF_MEMORY - examine.PAGE_BYTES), st.binary(min_size=1, max_size=600))
+def test_what_the_monitor_shows_is_read_back(address: int, data: bytes) -> None:
+    text = shown(address, data)
+    assert examine.parse(text, len(data)) == data
+    refused = f"{address + len(data):016x}: Cannot access memory\n"
+    assert examine.parse(text + refused, len(data) + 9) == data
+    assert examine.parse(refused, len(data)) == b""
+
+
+@given(
+    st.text(max_size=60) | st.binary(max_size=60).map(lambda data: data.decode("latin-1")), st.integers(1, 64)
+)
+def test_any_other_text_is_refused_or_yields_no_more_than_was_asked(text: str, length: int) -> None:
+    with contextlib.suppress(MachineError):
+        assert len(examine.parse(text, length)) <= length
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "unknown command: 'x'\n",
+        "0000000000000010: 0x01\n",
+        "0000000000000010: 0x01 0x02 0x03\n",
+        "0000000000000010: 0x01 0x0203\n",
+        "0000000000000010: 0x01\nwarning: 0x02\n",
+        "0000000000000010: 0x01 0x02 0x03\n0000000000000013: Cannot access memory\n",
+    ],
+)
+def test_too_few_too_many_and_other_words_are_not_taken_for_two_bytes(text: str) -> None:
+    with pytest.raises(MachineError, match="not understood"):
+        examine.parse(text, 2)

@@ -136,6 +136,12 @@ class Machine(Protocol):
     async def send_break(self, console: str) -> None:
         """Send BREAK on the serial line behind ``console``, an endpoint as configured (``unix:/x``)."""
 
+    async def read_memory(self, address: int, length: int) -> bytes:
+        """Read at most 4096 bytes of virtual memory, as the first processor sees it, without stopping the guest.
+
+        Fewer bytes come where the rest is not mapped, none where nothing is.
+        """
+
     async def start_stub(self, path: str) -> None:
         """Start the gdbstub on a unix socket that the hypervisor creates at ``path``, replacing any other.
 

@@ -20,7 +20,7 @@ from twisted.internet.endpoints import HostnameEndpoint, UNIXClientEndpoint
 from twisted.logger import Logger
 
 from kbridge.errors import MachineError
-from kbridge.hypervisors import gdbserver
+from kbridge.hypervisors import examine, gdbserver
 from kbridge.hypervisors.chardevs import find_chardev, read_console
 from kbridge.hypervisors.interface import MachineEvent, MachineState, RunState
 from kbridge.hypervisors.qmp_client import QmpClient
@@ -236,6 +236,20 @@ class QemuMachine:
         endpoint = read_console(console)
         label = find_chardev(await self._client.execute("query-chardev"), endpoint)
         await self._client.execute("chardev-send-break", {"id": label})
+
+    async def read_memory(self, address: int, length: int) -> bytes:
+        """Read virtual memory as the first processor sees it now; the guest runs on.
+
+        At most ``examine.MAX_READ_BYTES``, else ``ValueError``.  Fewer bytes where the rest is not mapped, none where
+        nothing is.  A read across pages is of two moments.
+        """
+        data = b""
+        for start, size in examine.pieces(address, length):
+            piece = examine.parse(await self.human_monitor(examine.command(start, size)), size)
+            data += piece
+            if len(piece) < size:
+                break
+        return data
 
     async def start_stub(self, path: str) -> None:
         """Start the gdbstub on a unix socket that QEMU creates at ``path``, replacing any other.
