@@ -147,7 +147,8 @@ class ThreadList:
             self._fail(reply)
         elif reply[:1] == b"m":
             self._take(reply)
-        elif reply != b"l" and (error := as_error(reply)) is not None:
+        elif reply != b"l" and (reply or not self._threads) and (error := as_error(reply)) is not None:
+            # kgdb ends its list with an empty reply; from one that never began it means: not known.
             self._fail(error)
         else:
             self._complete = True
