@@ -35,8 +35,11 @@ class ConnectStub:
     """Connect to the stub, starting it first where that is to be done.
 
     Answer with ``Exchange.stub_connected`` or ``Exchange.stub_failed``.  Connecting stops the guest: whether it
-    ran must be found out before.
+    ran must be found out before.  With ``unless_running`` a guest that runs, or of which nobody can tell, is left
+    alone: answer with ``Exchange.guest_runs``.
     """
+
+    unless_running: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,15 @@ class CloseStub:
 @dataclass(frozen=True, slots=True)
 class QueryMachine:
     """Ask the machine monitor whether the guest runs; answer with ``Exchange.machine_status``."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReadLive:
+    """Read virtual memory of a running guest without stopping it; answer with ``Exchange.live_memory``."""
+
+    token: int
+    address: int
+    length: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,4 +88,6 @@ class Report:
     fields: dict[str, str | int | bool | None] = field(default_factory=dict)
 
 
-Effect = ToStub | ToSession | CloseSession | ConnectStub | CloseStub | QueryMachine | Journal | Report
+Effect = (
+    ToStub | ToSession | CloseSession | ConnectStub | CloseStub | QueryMachine | ReadLive | Journal | Report
+)

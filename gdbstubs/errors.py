@@ -20,6 +20,7 @@ EAGAIN: Final = 11
 EFAULT: Final = 14
 EBUSY: Final = 16
 EINVAL: Final = 22
+ENOSPC: Final = 28
 ENOSYS: Final = 38
 ETIMEDOUT: Final = 110
 """errno values as gdb prints them; a reply carries them as two hexadecimal digits (``E0e`` is EFAULT)."""

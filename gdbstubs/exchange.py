@@ -11,17 +11,47 @@ invariant: no event raises: a peer that breaks the protocol loses its connection
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final
 
+from gdbstubs import commands
 from gdbstubs.client import StubClient
 from gdbstubs.dialects import Dialect
 from gdbstubs.effects import CloseSession, Effect, Report, SessionId, ToSession, ToStub
 from gdbstubs.errors import LinkFailed, RemoteProtocolError
+from gdbstubs.seat import Seat
 from gdbstubs.server import Server
-from gdbstubs.sharing import MachineStatus, Seat, Sharing
+from gdbstubs.sharing import MachineStatus, Sharing
 from gdbstubs.target import Breakpoint
 
 MOST_SESSIONS: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class SessionView:
+    """One session, as it is shown."""
+
+    name: str
+    controls: bool
+    """Whether it is the controller; else it observes."""
+    attached: bool
+    """Whether it works on the guest now."""
+    waits: bool
+    """Whether it waits for a stop."""
+    stop: int | None
+    """The number of the stop that it was told last."""
+    asks: bool
+    """Whether it has asked for control."""
+
+
+@dataclass(frozen=True, slots=True)
+class BreakpointView:
+    """A breakpoint or watchpoint that stands in the stub or is to, with the names of those who want it."""
+
+    kind: str
+    address: int
+    size: int
+    owners: tuple[str, ...]
 
 
 class _Session:
@@ -37,7 +67,8 @@ class _Session:
 class Exchange:
     """One guest's debugging, without I/O; the module's text says how.
 
-    ``monitor`` answers the relay's own ``monitor`` commands for a session, by its name.
+    ``monitor`` answers the ``monitor`` commands that are the shell's: it gets the session's name, the command and
+    what to call, once, with the answer.
     """
 
     def __init__(
@@ -45,7 +76,7 @@ class Exchange:
         guest: str,
         dialect: Dialect,
         *,
-        monitor: Callable[[str, str], str],
+        monitor: Callable[[str, str, Callable[[str], None]], None],
         resume_on_leave: bool = True,
     ) -> None:
         self.effects: list[Effect] = []
@@ -61,13 +92,35 @@ class Exchange:
         """The names of the sessions that are open."""
         return {number: session.name for number, session in self._sessions.items()}
 
-    def session_opened(self, number: SessionId, name: str, now: float) -> bool:
-        """Take a new debugger; False if there are too many, and its connection is to be closed."""
+    def session_opened(
+        self, number: SessionId, name: str, now: float, *, observes: bool = False, admin: bool = False
+    ) -> bool:
+        """Take a new debugger; False if there are too many, and its connection is to be closed.
+
+        ``name`` is unique among the sessions.  ``observes``: it is not given control for coming first.  ``admin``: it
+        may force control.
+        """
         if len(self._sessions) >= MOST_SESSIONS:
             return False
 
-        seat = self.sharing.join(number, name, lambda words: server.say(words))  # noqa: PLW0108 server comes below
-        server = Server(seat, lambda command, done: done(self._monitor(name, command)))
+        def monitor(command: str, done: Callable[[str], None]) -> None:
+            if command.split() in ([], ["help"]):
+                self._monitor(name, "help", lambda text: done(commands.HELP + text))
+                return
+            text = commands.answer(self.sharing, seat, command)
+            if text is None:
+                self._monitor(name, command, done)
+            else:
+                done(text)
+
+        seat = self.sharing.join(
+            number,
+            name,
+            lambda words: server.say(words),  # noqa: PLW0108 server comes below
+            observes=observes,
+            admin=admin,
+        )
+        server = Server(seat, monitor)
         server.now = now
         self._sessions[number] = _Session(name, server, seat)
         return True
@@ -101,9 +154,30 @@ class Exchange:
             session.server.end(words)
             self._flush(now)
 
-    def session_states(self) -> tuple[tuple[str, bool], ...]:
-        """Return each session's name and whether it works on the guest now."""
-        return tuple((session.name, session.seat.is_attached) for session in self._sessions.values())
+    def session_views(self) -> tuple[SessionView, ...]:
+        """Return all sessions, in the order in which they came."""
+        asking = self.sharing.control.asking
+        return tuple(
+            SessionView(
+                session.name,
+                session.seat.controls,
+                session.seat.is_attached,
+                session.seat.waits,
+                session.seat.seen if session.seat.seen > 0 else None,
+                session.seat in asking,
+            )
+            for session in self._sessions.values()
+        )
+
+    def breakpoint_views(self) -> tuple[BreakpointView, ...]:
+        """Return what stands in the stub or is to, by address."""
+        armed, inserted = self.sharing.armed, self.client.inserted
+        return tuple(
+            BreakpointView(
+                one.kind.name.lower(), one.address, one.size, tuple(seat.name for seat in armed.owners(one))
+            )
+            for one in sorted(armed.all() | inserted, key=lambda one: (one.address, one.kind.value, one.size))
+        )
 
     def recover(self, breakpoints: tuple[Breakpoint, ...], now: float) -> bool:
         """Clean up what a predecessor left in the stub; False when somebody is attached already."""
@@ -149,7 +223,29 @@ class Exchange:
         self.sharing.stub_left()
         self._flush(now)
 
+    def guest_runs(self, now: float) -> None:
+        """Take note that ``ConnectStub`` was not carried out, because the guest runs."""
+        self.client.now = now
+        self.sharing.guest_runs()
+        self._flush(now)
+
     # -- the machine ----------------------------------------------------------------------------------------
+
+    def machine_lost(self, words: str, now: float) -> None:
+        """Take note that the machine is gone."""
+        self.client.now = now
+        self.sharing.machine_lost(words)
+        self._flush(now)
+
+    def live_memory(self, token: int, data: bytes | str, now: float) -> None:
+        """Take the answer to ``ReadLive``: bytes, or words that say why there are none."""
+        self.client.now = now
+        self.sharing.live_memory(token, data)
+        self._flush(now)
+
+    def flush(self, now: float) -> None:
+        """Send what was answered outside of an event, such as a ``monitor`` command."""
+        self._flush(now)
 
     def machine_runs(self, now: float, *, runs: bool) -> None:
         """Take note that the monitor reported a stop or a resume."""

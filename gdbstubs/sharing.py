@@ -1,16 +1,15 @@
-"""The guest's stub as sessions share it: who is attached, what stands in the stub, how the guest is left.
-
-In this version one session at a time works on a guest; a second one is refused in words.
+"""The guest's stub as sessions share it: who is here, what stands in the stub, how the guest is found and left.
 
 in:      operations of sessions (``Seat`` is one session's ``Target``), the ends of connections, what the
          machine monitor says
 out:     effects (connect, close, query, journal, report), operations on the stub's client
 states:  absent · connecting · attached · leaving
-invariant: after the last session left, however it left, nothing of it stands in the stub, and the guest runs if
-         it ran before debuggers stopped it and nobody else stopped it since; a resume gets one stop
+invariant: a resume gets one stop; what no session wants does not stay in the stub; after the last session left,
+         however it left, nothing of it stands there, and the guest runs if it ran before debuggers stopped it and
+         nobody else stopped it since; a running guest is never stopped for an observer
 
-Breakpoints are the set that stood at the last resume: an insertion of what stands already is answered at once, and
-removals take effect with the next resume (gdb removes and inserts all of them around each stop).
+One session controls (``control.py``), the others observe; stops are one history (``stops.py``), breakpoints are
+counted over those who have or had control (``armed.py``).  ``docs/sharing.md`` shows the whole.
 """
 
 from __future__ import annotations
@@ -19,18 +18,32 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from typing import Any, Final
 
+from gdbstubs.armed import Armed
 from gdbstubs.client import State, StubClient
-from gdbstubs.effects import CloseStub, ConnectStub, Effect, Journal, QueryMachine, Report, SessionId
-from gdbstubs.errors import EBUSY, EIO, TargetError
+from gdbstubs.control import Control
+from gdbstubs.effects import (
+    CloseStub,
+    ConnectStub,
+    Effect,
+    Journal,
+    QueryMachine,
+    ReadLive,
+    Report,
+    SessionId,
+)
+from gdbstubs.errors import EAGAIN, EBUSY, EFAULT, EIO, EPERM, TargetError
 from gdbstubs.pages import PageCache
-from gdbstubs.rights import Right
+from gdbstubs.seat import Seat
+from gdbstubs.stops import TRANSIENT_SECONDS, Stops
 from gdbstubs.target import (
     SIGINT,
     SIGTRAP,
     Action,
     Breakpoint,
+    BreakpointKind,
     Ended,
     Halted,
     Motion,
@@ -49,6 +62,11 @@ WORDS_SECONDS: Final = 1.0
 MOST_QUEUED: Final = 64
 MOST_RECOVERIES: Final = 3
 """How often in a row a stub is connected to again to remove what was left in it."""
+MOST_LIVE_READS: Final = 64
+LONGEST_LIVE_READ: Final = 4096
+
+_ONLY_CONTINUE: Final = (Action(Motion.CONTINUE),)
+_INSTRUCTIONS: Final = (BreakpointKind.SOFTWARE, BreakpointKind.HARDWARE)
 
 
 class Phase(Enum):
@@ -77,17 +95,24 @@ class Sharing:
         self.guest = guest
         self.client = client
         self.phase = Phase.ABSENT
-        self.stop_number = 0
-        """How many times the guest was stopped for a debugger since the relay started."""
+        self.stops = Stops()
+        self.armed: Armed[Seat] = Armed()
+        self.control: Control[Seat] = Control(self._control_changed)
         self.resume_on_leave = resume_on_leave
         self.pages = PageCache(client.read_memory)
+        self.known_threads: tuple[Thread, ...] = (Thread(ThreadId(1), "as last known"),)
+        """What observers of a running guest are told."""
         self._emit = emit
-        self._holder: Seat | None = None
-        self._queue: deque[Seat] = deque()
+        self._here: list[Seat] = []
+        self._arriving: deque[Seat] = deque()
+        self._resumer: Seat | None = None
+        """Who resumed the guest, and is told of its stop first."""
         self._run_after = False
         self._journalled = Journal(attached=False, run=False)
         self._deadline: float | None = None
         self._expired: Callable[[], None] | None = None
+        self._tell_at: float | None = None
+        """When the present stop has lasted long enough to be told to those who wait."""
         self._abandoned = False
         self._orphans: tuple[Breakpoint, ...] = ()
         """What may stand in the stub from an earlier connection."""
@@ -95,22 +120,47 @@ class Sharing:
         self._recoveries = 0
         self._is_closing = False
         self._held_stop: Halted | None = None
+        self._going: object | None = None
+        """A resume that waits for the program counter."""
+        self._interrupt_planned = False
+        self._is_inner = False
+        """Whether the guest is being stopped for a moment, to remove what a session left behind."""
+        self._wanting: Seat | None = None
+        """Who wants the stop that an interrupt asks for."""
+        self._rests = False
+        """Whether the guest is being stopped because it is to rest after the controller."""
+        self._stepping = False
+        """Whether what the guest was resumed for ends by itself."""
+        self._removing = 0
         self._generation = 0
         self._asked_generation = -1
         self._resumes_untold = 0
         """How many resumes of ours the monitor has not reported yet; it reports each once."""
-        self._on_left: list[Callable[[], None]] = []
+        self._on_settled: list[Callable[[], None]] = []
+        self._live_reads: dict[int, Reply[bytes]] = {}
+        self._last_live = 0
+        client.on_inner_step = self._inner_step
 
     # -- what the shell tells -------------------------------------------------------------------------------
 
     @property
+    def seats(self) -> tuple[Seat, ...]:
+        """The sessions that work on the guest, in the order in which they came."""
+        return tuple(self._here)
+
+    @property
     def deadline(self) -> float | None:
         """When ``expire`` wants to be called."""
-        return self._deadline
+        if self._tell_at is None or self._deadline is None:
+            return self._deadline if self._tell_at is None else self._tell_at
+        return min(self._deadline, self._tell_at)
 
     def expire(self) -> None:
         """Act on a passed deadline."""
-        if self._deadline is not None and self.client.now >= self._deadline:
+        now = self.client.now
+        if self._tell_at is not None and now >= self._tell_at:
+            self._tell_those_who_wait()
+        if self._deadline is not None and now >= self._deadline:
             expired, self._expired, self._deadline = self._expired, None, None
             if expired is not None:
                 expired()
@@ -134,6 +184,13 @@ class Sharing:
         self._write_journal()
         self.client.connected(self._greeted)
 
+    def guest_runs(self) -> None:
+        """Take note that the stub was not connected to because the guest runs, as ``ConnectStub`` asked."""
+        if self.phase is not Phase.CONNECTING:
+            return
+        self.phase = Phase.ABSENT
+        self._let_in()
+
     def recover(self, breakpoints: tuple[Breakpoint, ...]) -> bool:
         """Clean up what a predecessor left in the stub; False when somebody is attached already.
 
@@ -147,8 +204,10 @@ class Sharing:
         return True
 
     def _greeted(self, stop: Stop | TargetError) -> None:
+        if isinstance(stop, Ended):
+            stop = TargetError(EIO, f"{self.guest} has ended")
         if isinstance(stop, TargetError):
-            self._refuse_holder(stop)
+            self._refuse_arriving(stop)
             if self.client.state is not State.CLOSED:
                 self._close_stub(run=self._run_after, left_behind=self._orphans)
             return
@@ -160,16 +219,18 @@ class Sharing:
             return
         self.phase = Phase.ATTACHED
         self._resumes_untold = 0
-        self._count_stop(stop)
-        if self._holder is not None:
-            self._emit(Report("debugger.attach", {"session": self._holder.name, "stop": self.stop_number}))
-            self._holder.attached()
+        self._count(stop)
+        self._tell_later(None)
+        self._attach_arriving()
+        if self.control.holder is None and self._run_after:
+            # It was stopped for somebody who has left meanwhile.
+            self._restore()
 
     def stub_failed(self, words: str) -> None:
         """Take note that no connection to the stub could be made; the guest is as it was."""
         if self.phase is not Phase.CONNECTING:
             return
-        self._refuse_holder(TargetError(EIO, words))
+        self._refuse_arriving(TargetError(EIO, words))
         self._recoveries = MOST_RECOVERIES
         if self._resume_owed:
             # What stands in the stub cannot be removed now; the guest at least is let go.
@@ -177,11 +238,12 @@ class Sharing:
         else:
             self._absent()
 
-    def _refuse_holder(self, error: TargetError) -> None:
+    def _refuse_arriving(self, error: TargetError) -> None:
         self._emit(Report("debugger.refused", {"why": str(error)}))
-        holder, self._holder = self._holder, None
-        if holder is not None:
-            holder.attach_failed(error)
+        arriving, self._arriving = self._arriving, deque()
+        for seat in arriving:
+            self.control.leave(seat)
+            seat.attach_failed(error)
 
     def stub_closed(self, reason: str) -> None:
         """Take note that the stub closed the connection: the guest, or its hypervisor, is gone."""
@@ -190,24 +252,39 @@ class Sharing:
             return
         was = self.phase
         self._clear_deadline()
+        self._tell_at = self._going = None
         self._orphans = left_behind = tuple({*self.client.inserted, *self._orphans})
-        holder = self._holder
         words = f"{self.guest}: {reason}"
-        if was is Phase.ATTACHED and holder is not None:
-            holder.lost(words)
-        held, self._held_stop = self._held_stop, None
+        self.stops.left()
+        self._held_stop = None
         # Nobody who is told of it is to close the stub once more.
         self._is_closing = True
+        if was is Phase.ATTACHED:
+            self._lose_all(words)
         self.client.closed(words)
         self._is_closing = False
-        if was is Phase.CONNECTING and self._holder is not None:
-            self._refuse_holder(TargetError(EIO, words))
-        if held is not None and holder is not None:
-            holder.stopped(Ended(words=words))
+        if was is Phase.CONNECTING and self._arriving:
+            self._refuse_arriving(TargetError(EIO, words))
         if was is not Phase.LEAVING:
             self._emit(Report("debugger.lost", {"why": reason}))
         run = self._run_after and (self.resume_on_leave or was is Phase.CONNECTING)
         self._close_stub(run=run, left_behind=left_behind)
+
+    def machine_lost(self, words: str) -> None:
+        """Take note that the machine is gone; who observes it without a connection to the stub hears it here."""
+        if self.phase is Phase.ABSENT and self._here:
+            self._lose_all(words)
+            self._emit(Report("debugger.lost", {"why": words}))
+
+    def _lose_all(self, words: str) -> None:
+        """End the work of every session: another guest may come, and it is not theirs."""
+        here, self._here = self._here, []
+        for seat in here:
+            self.armed.drop(seat)
+            self.control.leave(seat)
+        self._resumer = None
+        for seat in here:
+            seat.lost(words)
 
     def stub_left(self) -> None:
         """Take note that a ``CloseStub`` was carried out."""
@@ -223,16 +300,18 @@ class Sharing:
         if self.phase not in (Phase.ATTACHED, Phase.LEAVING) or self._asked_generation != self._generation:
             return
         if status.runs is False and self.client.state is State.RUNNING:
+            if not self.client.waits_for_stop:
+                self.client.await_stop(self._stopped)
             self.client.assume_stopped(Halted(SIGINT, None, words=self._foreign_words(status)))
         elif status.runs is True and self.client.state is State.STOPPED and self.phase is Phase.ATTACHED:
             self._generation += 1
-            self.pages.clear()
+            self._moved_on()
             self.client.assume_running()
             self._emit(Report("debugger.overtaken", {"why": "somebody else has resumed the guest"}))
             self._run_after = True
             self._write_journal()
-            if self._holder is not None:
-                self._holder.say(
+            if self.control.holder is not None:
+                self.control.holder.say(
                     f"{self.guest} was resumed by its machine monitor: 'continue' waits for its next stop, "
                     "an interrupt stops it"
                 )
@@ -242,7 +321,12 @@ class Sharing:
 
         The stub's own reports are quicker as a rule; only when it stays silent is the monitor asked.
         """
-        if self.phase not in (Phase.ATTACHED, Phase.LEAVING):
+        if self.phase is Phase.ABSENT:
+            if not runs and self._here:
+                # A guest that stands is not disturbed by connecting, and those who observe want to look at it.
+                self._connect(unless_running=True)
+            return
+        if self.phase is Phase.CONNECTING:
             return
         foreign = runs and self._resumes_untold == 0
         if runs and not foreign:
@@ -267,61 +351,198 @@ class Sharing:
         self._asked_generation = self._generation
         self._emit(QueryMachine())
 
-    # -- sessions -------------------------------------------------------------------------------------------
+    def _inner_step(self) -> None:
+        """Take note of a resume within a range of steps, which the monitor reports too."""
+        self._resumes_untold += 1
 
-    def join(self, session: SessionId, name: str, say: Callable[[str], None]) -> Seat:
+    # -- sessions come --------------------------------------------------------------------------------------
+
+    def join(
+        self,
+        session: SessionId,
+        name: str,
+        say: Callable[[str], None],
+        *,
+        observes: bool = False,
+        admin: bool = False,
+    ) -> Seat:
         """Return a seat for a new session; nothing is sent to the stub before it is needed."""
-        return Seat(self, session, name, say)
+        return Seat(self, session, name, say, observes=observes, admin=admin)
 
     def want(self, seat: Seat) -> None:
-        """Attach the guest for a seat; ``seat.attached`` or ``seat.attach_failed`` is called."""
-        if self._holder is seat or seat in self._queue:
+        """Attach a seat; ``seat.attached`` or ``seat.attach_failed`` is called."""
+        if seat in self._arriving:
             return
-        if self._holder is not None:
-            self._refuse(seat, self._holder)
-            return
-        if self.phase is Phase.ABSENT:
-            self._holder = seat
-            self._connect()
-        elif len(self._queue) < MOST_QUEUED:
-            self._queue.append(seat)
-        else:
+        if len(self._arriving) >= MOST_QUEUED:
             seat.attach_failed(TargetError(EBUSY, f"too many debuggers wait for {self.guest}"))
+            return
+        if self.phase is Phase.LEAVING or (self.phase is Phase.CONNECTING and self._abandoned):
+            self._arriving.append(seat)
+            return
+        controls = not seat.observes and self.control.take(seat)
+        match self.phase:
+            case Phase.ABSENT:
+                self._arriving.append(seat)
+                self._connect(unless_running=not controls)
+            case Phase.ATTACHED:
+                if self.stops.present and not self._is_about_to_run:
+                    self._attach(seat)
+                elif controls:
+                    self._arriving.append(seat)
+                    self._stop_for_arrival()
+                elif self._held_stop is not None:
+                    self._arriving.append(seat)
+                else:
+                    self._attach(seat)
+            case Phase.CONNECTING | Phase.LEAVING:
+                self._arriving.append(seat)
 
-    def _refuse(self, seat: Seat, holder: Seat) -> None:
-        seat.attach_failed(
-            TargetError(
-                EBUSY,
-                f"{self.guest} is being debugged by {holder.name}: one debugger at a time; "
-                "try again when it has left",
+    @property
+    def _is_about_to_run(self) -> bool:
+        return self._going is not None or self.client.is_resuming
+
+    def _attach(self, seat: Seat) -> None:
+        fields: dict[str, str | int | bool | None] = {
+            "session": seat.name,
+            "role": "controller" if seat.controls else "observer",
+        }
+        if self.stops.present:
+            fields["stop"] = self.stops.present
+        self._emit(Report("debugger.attach", fields))
+        self._here.append(seat)
+        holder = self.control.holder
+        if holder is not None and holder is not seat and not seat.observes:
+            seat.say(
+                f"{holder.name} controls {self.guest}, you observe; 'monitor control take' asks for control"
             )
-        )
+        seat.attached()
 
-    def _connect(self, *, abandoned: bool = False) -> None:
+    def _attach_arriving(self) -> None:
+        arriving, self._arriving = self._arriving, deque()
+        for seat in arriving:
+            self._attach(seat)
+
+    def _let_in(self) -> None:
+        """Attach those who can work on a running guest; connect the stub for one who has control."""
+        queue, self._arriving = self._arriving, deque()
+        for seat in queue:
+            if self.phase is Phase.ABSENT and not seat.controls:
+                self._attach(seat)
+        for seat in queue:
+            if seat.controls:
+                self.want(seat)
+
+    def _stop_for_arrival(self) -> None:
+        """Stop a guest that runs under observers only, for one who is to control it."""
+        self._wanting = self.control.holder
+        self._set_deadline(INTERRUPT_SECONDS, self._no_arrival)
+        self._halt()
+
+    def _halt(self) -> None:
+        """Stop a guest that runs or is about to."""
+        if self._going is not None:
+            self._interrupt_planned = True
+            return
+        if self.client.state is State.RUNNING and not self.client.waits_for_stop:
+            self.client.await_stop(self._stopped)
+        self.client.interrupt()
+        # Where the machine stands still already the stub throws the interrupt away.
+        self._ask_machine()
+
+    def _no_arrival(self) -> None:
+        self._refuse_arriving(TargetError(EIO, f"{self.guest} did not stop within {INTERRUPT_SECONDS:g} s"))
+
+    def _connect(self, *, abandoned: bool = False, unless_running: bool = False) -> None:
         self.phase = Phase.CONNECTING
         self._abandoned = abandoned
-        self._emit(ConnectStub())
+        self._emit(ConnectStub(unless_running))
+
+    # -- sessions leave -------------------------------------------------------------------------------------
 
     def left(self, seat: Seat) -> None:
         """Take note that a session is over, however it ended."""
-        if seat in self._queue:
-            self._queue.remove(seat)
-        if seat is not self._holder:
-            return
-        self._holder = None
-        if self.phase is Phase.CONNECTING:
-            self._abandoned = True
-        elif self.phase is Phase.ATTACHED:
+        was_arriving = seat in self._arriving
+        if was_arriving:
+            self._arriving.remove(seat)
+        was_here = seat in self._here
+        if was_here:
+            self._here.remove(seat)
             self._emit(Report("debugger.leave", {"session": seat.name}))
-            self._leave()
+        if self._resumer is seat:
+            self._resumer = None
+        if self._wanting is seat:
+            self._wanting = None
+        self.armed.drop(seat)
+        held = self.control.leave(seat)
+        match self.phase:
+            case Phase.CONNECTING:
+                if was_arriving and not self._arriving and not self._here:
+                    self._abandoned = True
+            case Phase.ATTACHED if was_here or was_arriving:
+                if not self._here and not self._arriving:
+                    self._leave()
+                elif held:
+                    self._restore()
+                else:
+                    self._disarm()
+            case _:
+                pass
 
-    # -- leaving --------------------------------------------------------------------------------------------
+    def when_settled(self, told: Callable[[], None]) -> None:
+        """Call ``told`` once nothing of those who left stands in the stub, and the guest was let go if it was."""
+        if self.phase is not Phase.LEAVING and not self._is_inner and not self._removing:
+            told()
+        else:
+            self._on_settled.append(told)
+
+    def _settled(self) -> None:
+        if self.phase is Phase.LEAVING or self._is_inner or self._removing:
+            return
+        told, self._on_settled = self._on_settled, []
+        for tell in told:
+            tell()
+
+    def _restore(self) -> None:
+        """Put the guest back as it was before debuggers stopped it: nobody controls it, others are still here."""
+        runs = self.client.state is State.RUNNING or self._is_about_to_run
+        if runs and not self.resume_on_leave:
+            self._rests = True
+            self._halt()
+        elif not (self._run_after and self.resume_on_leave):
+            self._disarm()
+        elif not self.armed.all():
+            self._leave()
+        elif runs:
+            self._disarm()
+        elif self._held_stop is None and self.client.state is State.STOPPED:
+            self._go(None, _ONLY_CONTINUE)
+
+    def _disarm(self) -> None:
+        """Remove from the stub what no session wants there any more."""
+        stale = self.client.inserted - self.armed.all()
+        if not stale:
+            return
+        if self.client.state is State.STOPPED and not self._is_about_to_run:
+            self.pages.clear()
+            for breakpoint_ in tuple(stale):
+                self._removing += 1
+                self.client.remove(breakpoint_, self._removed)
+            return
+        self._is_inner = True
+        self._halt()
+
+    def _removed(self, result: TargetError | None) -> None:
+        self._removing -= 1
+        self._write_journal()
+        self._settled()
 
     def _leave(self) -> None:
         """Stop the guest if it runs, remove what stands in the stub, let go."""
         self.phase = Phase.LEAVING
         self._clear_deadline()
-        self._held_stop = None
+        self._tell_at = self._held_stop = self._going = None
+        self._is_inner = False
+        self.stops.left()
         if self.client.is_resuming:
             # What the session asked last is on its way: let it run and stop again.
             self._set_deadline(INTERRUPT_SECONDS, self._not_stopping)
@@ -367,7 +588,7 @@ class Sharing:
         if run and self.client.state is State.STOPPED and self.client.steps.any_owed:
             # A processor that is owed a single step would stop the guest again after we are gone.
             self._set_deadline(INTERRUPT_SECONDS, self._not_stopping)
-            self.client.resume((Action(Motion.CONTINUE),), self._stopped)
+            self.client.resume(_ONLY_CONTINUE, self._stopped)
             self.client.interrupt()
             return
         if not run or not self.client.dialect.detach_resumes or self.client.state is State.CLOSED:
@@ -384,28 +605,23 @@ class Sharing:
         self._is_closing = True
         self.phase = Phase.LEAVING
         self._clear_deadline()
+        self.stops.left()
         self.client.closed("the last debugger has left")
         self._orphans = left_behind
         # A guest that runs into what was left behind would stand there for ever: it is resumed afterwards.
         self._resume_owed = run and bool(left_behind) and self._recoveries < MOST_RECOVERIES
         self._emit(CloseStub(run and not self._resume_owed, detached))
 
-    def when_left(self, told: Callable[[], None]) -> None:
-        """Call ``told`` once the guest has been let go."""
-        self._on_left.append(told)
-
     def _absent(self) -> None:
         self.phase = Phase.ABSENT
-        self._holder = None
+        self._removing = 0
+        self._is_inner = False
         if self._orphans and self._recoveries < MOST_RECOVERIES:
             self._recoveries += 1
             self._connect(abandoned=True)
             return
         self._recoveries = 0
         self._resume_owed = False
-        told, self._on_left = self._on_left, []
-        for tell in told:
-            tell()
         self._clear_deadline()
         self._run_after = False
         if self._orphans:
@@ -413,55 +629,297 @@ class Sharing:
             self._emit(Report("debugger.left_behind", {"breakpoints": len(self._orphans)}))
         else:
             self._write_journal(attached=False)
-        if self._queue:
-            self._holder = holder = self._queue.popleft()
-            self._connect()
-            while self._queue:
-                self._refuse(self._queue.popleft(), holder)
+        self._settled()
+        queue, self._arriving = self._arriving, deque()
+        for seat in queue:
+            self.want(seat)
 
     # -- the journal ----------------------------------------------------------------------------------------
 
-    def _write_journal(self, *, attached: bool = True) -> None:
+    def _write_journal(self, *, attached: bool = True, planned: frozenset[Breakpoint] = frozenset()) -> None:
         run = self._run_after and self.resume_on_leave
-        standing = tuple({*self.client.inserted, *self._orphans}) if attached else ()
+        standing = tuple({*self.client.inserted, *self._orphans, *planned}) if attached else ()
         entry = Journal(attached, run, standing)
         if entry != self._journalled:
             self._journalled = entry
             self._emit(entry)
 
-    # -- what the holder asks -------------------------------------------------------------------------------
+    # -- control --------------------------------------------------------------------------------------------
 
-    def insert(self, breakpoint_: Breakpoint, done: Reply[None]) -> None:
+    def _control_changed(self, former: Seat | None, holder: Seat | None, how: str) -> None:
+        if holder is not None:
+            self.armed.put(holder, holder.standing)
+        fields: dict[str, str | int | bool | None] = {
+            "from": None if former is None else former.name,
+            "to": None if holder is None else holder.name,
+            "how": how,
+        }
+        self._emit(Report("debugger.control", fields))
+        if holder is not None and former is not None:
+            words = f"{former.name} gave control of {self.guest} to {holder.name}"
+            if how == "forced":
+                words = f"{holder.name} took control of {self.guest} from {former.name}"
+        elif holder is not None:
+            words = f"{holder.name} controls {self.guest} now"
+        elif former is not None:
+            words = (
+                f"{former.name} {'has left' if how == 'left' else 'let go'}: control of {self.guest} is free"
+            )
+        for seat in self._here:
+            if seat is not former and seat is not holder:
+                seat.say(words)
+        if former is not None and how == "forced":
+            former.say(words)
+        if holder is None or holder not in self._here:
+            return
+        if former is not None:
+            holder.say(f"you control {self.guest} now")
+        if holder.waits and holder.seen == self.stops.present:
+            # It waits for somebody else to resume the guest, and there is nobody else now.
+            latest = self.stops.latest
+            holder.stopped(Halted(SIGINT, None if latest is None else latest.halted.thread))
+
+    def take_control(self, seat: Seat) -> bool:
+        """Give a session that is here control if that is free; a guest that runs without the stub is then stopped."""
+        if not self.control.take(seat):
+            return False
+        self._take_hold()
+        return True
+
+    def force_control(self, seat: Seat) -> None:
+        """Give a session that is here control, whoever has it."""
+        self.control.force(seat)
+        self._take_hold()
+
+    def _take_hold(self) -> None:
+        if self.phase is Phase.ABSENT:
+            self._connect()
+
+    # -- what sessions ask ----------------------------------------------------------------------------------
+
+    def why_not_now(self, seat: Seat) -> TargetError:
+        """Say why a session cannot read or write now."""
+        present = self.stops.present
+        if not present:
+            return TargetError(EAGAIN, f"{self.guest} is running")
+        since = "" if seat.seen < 0 else f" since stop {seat.seen}"
+        return TargetError(
+            EAGAIN, f"{self.guest} has run{since} and stands at stop {present} now: 'continue' shows it"
+        )
+
+    def insert(self, seat: Seat, breakpoint_: Breakpoint, done: Reply[None]) -> None:
         """Insert in the stub what does not stand there yet."""
+        inserted = self.client.inserted
+        slots = self.client.dialect.hardware_slots
+        if breakpoint_ not in inserted:
+            # What nobody wants any more gives up its slot.
+            standing = inserted & (self.armed.of_others(seat) | seat.wanted)
+            error = self.armed.no_slot(breakpoint_, standing, slots)
+            if error is not None:
+                done(error)
+                return
+            for stale in tuple(inserted - standing) if slots is not None else ():
+                self.client.remove(stale, _ignored)
+        before = self.armed.of(seat)
+        self.armed.put(seat, before | {breakpoint_})
         if breakpoint_ in self.client.inserted:
             done(None)
             return
         self.pages.clear()
         # The journal first: a breakpoint that nobody knows of cannot be removed.
-        planned = (*self.client.inserted, breakpoint_)
-        self._journalled = Journal(
-            attached=True, run=self._run_after and self.resume_on_leave, breakpoints=planned
-        )
-        self._emit(self._journalled)
-        self.client.insert(breakpoint_, done)
+        self._write_journal(planned=frozenset((breakpoint_,)))
 
-    def resume(self, wanted: frozenset[Breakpoint], actions: tuple[Action, ...]) -> None:
-        """Make the stub hold ``wanted``, then let the guest run; the holder is told of the stop."""
-        self._generation += 1
-        self.pages.clear()
+        def inserted_in_stub(result: TargetError | None) -> None:
+            if result is not None:
+                self.armed.put(seat, self.armed.of(seat) - {breakpoint_})
+            done(result)
+
+        self.client.insert(breakpoint_, inserted_in_stub)
+
+    def resume(self, seat: Seat, actions: tuple[Action, ...]) -> None:
+        """Let the guest run for the controller; let the others wait for its next stop."""
+        present, latest = self.stops.present, self.stops.latest
+        if present and seat.seen != present:
+            assert latest is not None
+            if self._tell_at is None:
+                self._tell(seat)
+            return
+        if not seat.controls:
+            self._wait(seat, actions)
+            return
+        self._resumer = seat
         if self.client.state is State.RUNNING:
             # Somebody else resumed the guest: wait for its next stop.
-            self.client.await_stop(self._stopped)
+            if not self.client.waits_for_stop:
+                self.client.await_stop(self._stopped)
             return
-        for breakpoint_ in tuple(self.client.inserted - wanted):
+        self._go(seat, actions)
+
+    def _wait(self, seat: Seat, actions: tuple[Action, ...]) -> None:
+        holder = self.control.holder
+        if any(action.motion is not Motion.CONTINUE for action in actions):
+            who = (
+                "nobody controls it: 'monitor control take'"
+                if holder is None
+                else f"{holder.name} controls it"
+            )
+            seat.stopped(TargetError(EPERM, f"you observe {self.guest} and cannot step it; {who}"))
+            return
+        if self.armed.knows(seat):
+            self.armed.put(seat, seat.wanted)
+        elif seat.wanted:
+            seat.say("you observe: your breakpoints are kept, and not inserted before you have control")
+        if holder is None and self.stops.present:
+            seat.say(f"nobody controls {self.guest}, which stands: interrupt, then 'monitor control take'")
+
+    def interrupt(self, seat: Seat) -> None:
+        """Stop the guest for the controller; end the waiting of an observer."""
+        if not seat.waits:
+            return
+        if seat.controls and (self.client.state is State.RUNNING or self._is_about_to_run):
+            self._wanting = seat
+            if self._going is not None:
+                self._interrupt_planned = True
+            else:
+                self.client.interrupt()
+        elif seat.controls and self._held_stop is not None:
+            return
+        elif self.stops.present and seat.seen != self.stops.present:
+            self._tell(seat)
+        else:
+            latest = self.stops.latest
+            seat.stopped(Halted(SIGINT, ThreadId(1) if latest is None else latest.halted.thread))
+
+    def read_live(self, address: int, length: int, done: Reply[bytes]) -> None:
+        """Read the memory of a running guest through the machine monitor; never more than 4 KB at once."""
+        if len(self._live_reads) >= MOST_LIVE_READS:
+            done(TargetError(EBUSY, "too many live reads are under way"))
+            return
+        self._last_live += 1
+        self._live_reads[self._last_live] = done
+        self._emit(ReadLive(self._last_live, address, min(length, LONGEST_LIVE_READ)))
+
+    def live_memory(self, token: int, data: bytes | str) -> None:
+        """Take the answer to ``ReadLive``: bytes, or words that say why there are none."""
+        done = self._live_reads.pop(token, None)
+        if done is not None:
+            done(TargetError(EFAULT, data) if isinstance(data, str) else data)
+
+    # -- running and stopping -------------------------------------------------------------------------------
+
+    def _moved_on(self) -> None:
+        """Forget the present stop: the guest runs."""
+        self.pages.clear()
+        if self._tell_at is not None:
+            self._tell_at = None
+            self.stops.transient += 1
+        self.stops.left()
+
+    def _go(self, seat: Seat | None, actions: tuple[Action, ...]) -> None:
+        """Make the stub hold what sessions want, step over what only others want here, let the guest run."""
+        latest = self.stops.latest
+        self._generation += 1
+        self._moved_on()
+        self._wanting = None
+        self._interrupt_planned = self._rests = False
+        if seat is not None:
+            self.armed.put(seat, seat.wanted)
+        wanted, inserted = self.armed.all(), self.client.inserted
+        for breakpoint_ in tuple(inserted - wanted):
             self.client.remove(breakpoint_, _ignored)
-        if any(action.motion is Motion.CONTINUE for action in actions) and not any(
-            action.motion is Motion.STEP for action in actions
+        missing = wanted - inserted
+        if missing:
+            self._write_journal(planned=missing)
+            for breakpoint_ in missing:
+                self.client.insert(breakpoint_, partial(self._inserted_again, breakpoint_))
+        thread = None if latest is None else latest.halted.thread
+        others = self._only_of_others(seat)
+        forward = all(action.motion in (Motion.CONTINUE, Motion.STEP) for action in actions)
+        steps = any(action.motion is Motion.STEP for action in actions)
+        if (
+            not others
+            or thread is None
+            or not forward
+            or (steps and self.client.dialect.steps_over_breakpoints)
         ):
+            self._run(actions)
+            return
+        going = self._going = object()
+
+        def known(counter: int | TargetError) -> None:
+            if self._going is not going:
+                return
+            self._going = None
+            here = frozenset() if isinstance(counter, TargetError) else frozenset(
+                one for one in others if one.address == counter
+            )  # fmt: skip
+            if here:
+                self._step_over(thread, here, actions, steps=steps)
+            else:
+                self._run(actions)
+
+        self.client.program_counter(thread, known)
+
+    def _only_of_others(self, seat: Seat | None) -> frozenset[Breakpoint]:
+        """Breakpoints at addresses where the session that resumes has none: it would not get past them itself."""
+        own = frozenset() if seat is None else frozenset(one.address for one in self.armed.of(seat))
+        return frozenset(
+            one for one in self.armed.of_others(seat) if one.kind in _INSTRUCTIONS and one.address not in own
+        )
+
+    def _inserted_again(self, breakpoint_: Breakpoint, result: TargetError | None) -> None:
+        if result is not None:
+            for owner in self.armed.owners(breakpoint_):
+                owner.say(f"the breakpoint at {breakpoint_.address:#x} could not be inserted: {result}")
+
+    def _step_over(
+        self, thread: ThreadId, here: frozenset[Breakpoint], actions: tuple[Action, ...], *, steps: bool
+    ) -> None:
+        if not self.client.dialect.steps_over_breakpoints:
+            for breakpoint_ in here:
+                self.client.remove(breakpoint_, _ignored)
+            if steps:
+                # The next resume inserts them again.
+                self._run(actions)
+                return
+        self._run((Action(Motion.STEP, thread),), lambda stop: self._stepped_over(here, actions, stop))
+
+    def _stepped_over(
+        self, here: frozenset[Breakpoint], actions: tuple[Action, ...], stop: Stop | TargetError
+    ) -> None:
+        if (
+            not isinstance(stop, Halted)
+            or stop.signal != SIGTRAP
+            or stop.reason is not None
+            or self.phase is not Phase.ATTACHED
+        ):
+            self._stopped(stop)
+            return
+        if self._wanting is not None or self._rests:
+            self._stopped(Halted(SIGINT, stop.thread))
+            return
+        missing = here - self.client.inserted
+        if missing:
+            self._write_journal(planned=missing)
+            for breakpoint_ in missing:
+                self.client.insert(breakpoint_, partial(self._inserted_again, breakpoint_))
+        self._generation += 1
+        self._is_inner = False
+        for breakpoint_ in tuple(self.client.inserted - self.armed.all()):
+            self.client.remove(breakpoint_, _ignored)
+        self._run(actions)
+        self._settled()
+
+    def _run(self, actions: tuple[Action, ...], stopped: Reply[Stop] | None = None) -> None:
+        self._stepping = any(action.motion is not Motion.CONTINUE for action in actions)
+        if not self._stepping:
             self._run_after = True
             self._write_journal()
         self._resumes_untold += 1
-        self.client.resume(actions, self._stopped)
+        self.client.resume(actions, stopped or self._stopped)
+        if self._interrupt_planned:
+            self._interrupt_planned = False
+            self.client.interrupt()
 
     def _stopped(self, stop: Stop | TargetError) -> None:
         if self._expired == self._ask_machine:
@@ -473,6 +931,10 @@ class Sharing:
             if self.client.state is not State.CLOSED:
                 self._clean()
             return
+        self._is_inner = False
+        if self._is_ours_alone(stop):
+            self._go_on()
+            return
         if isinstance(stop, Halted) and self._is_foreign(stop):
             self._run_after = False
             if not stop.words:
@@ -482,6 +944,29 @@ class Sharing:
                 self._emit(QueryMachine())
                 return
         self._deliver(stop)
+
+    def _is_ours_alone(self, stop: Stop | TargetError) -> bool:
+        """Whether a stop came from the interrupt that was sent to remove breakpoints, and nobody else wants it."""
+        return (
+            isinstance(stop, Halted)
+            and stop.signal == SIGINT
+            and self.client.interrupt_sent
+            and self._wanting is None
+            and not self._rests
+            and not self._arriving
+            and self._run_after
+        )
+
+    def _go_on(self) -> None:
+        """Let a guest run again that was stopped for a moment only."""
+        self._generation += 1
+        for breakpoint_ in tuple(self.client.inserted - self.armed.all()):
+            self.client.remove(breakpoint_, _ignored)
+        if not self.armed.all() and self.control.holder is None and self.resume_on_leave:
+            self._leave()
+            return
+        self._run(_ONLY_CONTINUE)
+        self._settled()
 
     def _is_foreign(self, stop: Halted) -> bool:
         """Whether somebody other than the debugger stopped the guest."""
@@ -495,225 +980,69 @@ class Sharing:
 
     def _foreign_words(self, status: MachineStatus) -> str:
         detail = f" ({status.detail})" if status.detail else ""
-        return f"{self.guest} was stopped by something else than this debugger{detail}"
+        return f"{self.guest} was stopped by something else than a debugger{detail}"
 
     def _deliver(self, stop: Stop | TargetError) -> None:
+        """Tell a stop: to the session that resumed the guest at once, to others when it has lasted a while."""
         if isinstance(stop, Ended):
-            if not stop.words:
-                stop = Ended(stop.status, stop.signal, f"{self.guest} is gone: its hypervisor has ended")
-            self._emit(Report("debugger.ended", {"why": stop.words}))
-        elif isinstance(stop, Halted):
-            self._count_stop(stop)
+            words = stop.words or f"{self.guest} is gone: its hypervisor has ended"
+            self._emit(Report("debugger.ended", {"why": words}))
+            ended = Ended(stop.status, stop.signal, words)
+            for seat in self.seats:
+                seat.stopped(ended)
+            return
+        resumer, self._resumer = self._resumer, None
+        if isinstance(stop, TargetError):
+            self._write_journal()
+            if resumer is not None:
+                resumer.stopped(stop)
+            return
+        self._clear_deadline()
+        self._count(stop)
+        self._disarm()
         self._write_journal()
-        if self._holder is not None:
-            self._holder.stopped(stop)
+        self._settled()
+        self._tell_later(resumer)
+        self._wanting = None
+        self._rests = False
+        if resumer is not None:
+            self._tell(resumer)
+        self._attach_arriving()
+        if self.control.holder is None and self._stepping and self.stops.present:
+            # The step of a controller that has left meanwhile.
+            self._restore()
 
-    def _count_stop(self, stop: Stop) -> None:
-        self.stop_number += 1
-        fields: dict[str, str | int | bool | None] = {"stop": self.stop_number}
-        if isinstance(stop, Halted):
-            fields |= {"signal": stop.signal, "thread": stop.thread}
-            if stop.reason is not None:
-                fields["reason"] = stop.reason[0]
-            if stop.words:
-                fields["words"] = stop.words
+    def _tell(self, seat: Seat) -> None:
+        """Tell a session the present stop, with what it missed."""
+        latest = self.stops.latest
+        if latest is not None and self.stops.present:
+            missed = self.stops.missed(seat.seen)
+            seat.seen = latest.number
+            seat.stopped(seat.as_told(latest.halted, missed))
+
+    def _tell_later(self, told: Seat | None) -> None:
+        if any(seat.waits and seat is not told for seat in self._here):
+            self._tell_at = self.client.now + TRANSIENT_SECONDS
+
+    def _tell_those_who_wait(self) -> None:
+        self._tell_at = None
+        for seat in self.seats:
+            if seat.waits and seat.seen != self.stops.present:
+                self._tell(seat)
+
+    def _count(self, stop: Halted) -> None:
+        number = self.stops.count(stop, self.client.now).number
+        fields: dict[str, str | int | bool | None] = {
+            "stop": number,
+            "signal": stop.signal,
+            "thread": stop.thread,
+        }
+        if stop.reason is not None:
+            fields["reason"] = stop.reason[0]
+        if stop.words:
+            fields["words"] = stop.words
         self._emit(Report("debugger.stop", fields))
 
 
-class Seat:
-    """One session's target: attaches when first needed, and keeps what belongs to the session.
-
-    ``say`` tells the session's user something.
-    """
-
-    def __init__(self, sharing: Sharing, session: SessionId, name: str, say: Callable[[str], None]) -> None:
-        self.session = session
-        self.name = name
-        self.say = say
-        self._sharing = sharing
-        self._client = sharing.client
-        self._is_attached = False
-        self._gone: TargetError | None = None
-        self._waiting: deque[tuple[Callable[[], None], Callable[[TargetError], Any]]] = deque()
-        self._wanted: set[Breakpoint] = set()
-        self._stopped: Reply[Stop] | None = None
-
-    @property
-    def is_attached(self) -> bool:
-        """Whether this session works on the guest now."""
-        return self._is_attached
-
-    @property
-    def wanted(self) -> frozenset[Breakpoint]:
-        """The breakpoints that this session wants inserted at its next resume."""
-        return frozenset(self._wanted)
-
-    # -- told by Sharing ------------------------------------------------------------------------------------
-
-    def attached(self) -> None:
-        """Carry out what waited for the guest to be attached."""
-        self._is_attached = True
-        while self._waiting and self._is_attached:
-            self._waiting.popleft()[0]()
-
-    def attach_failed(self, error: TargetError) -> None:
-        """Answer what waited with the reason."""
-        waiting, self._waiting = self._waiting, deque()
-        for _, refuse in waiting:
-            refuse(error)
-
-    def lost(self, words: str) -> None:
-        """Take note that the guest is gone: this session cannot go on with another one under its feet."""
-        self._is_attached = False
-        self._gone = TargetError(EIO, words)
-
-    def stopped(self, stop: Stop | TargetError) -> None:
-        """Answer the resume under way."""
-        stopped, self._stopped = self._stopped, None
-        if stopped is not None:
-            stopped(stop)
-
-    def close(self) -> None:
-        """Leave, because the connection is gone or the session is over."""
-        self._is_attached = False
-        self._gone = TargetError(EIO, "this session has left")
-        self._stopped = None
-        self._waiting.clear()
-        self._sharing.left(self)
-
-    # -- the target port ------------------------------------------------------------------------------------
-
-    @property
-    def right(self) -> Right:
-        """What this session may do now."""
-        return Right.CONTROLLER
-
-    @property
-    def reverses(self) -> bool:
-        """Whether the stub can run backwards."""
-        return self._client.reverses
-
-    def _when_attached(self, operation: Callable[[], None], refuse: Callable[[TargetError], Any]) -> None:
-        if self._is_attached:
-            operation()
-        elif self._gone is not None:
-            refuse(self._gone)
-        else:
-            self._waiting.append((operation, refuse))
-            self._sharing.want(self)
-
-    def attach(self, done: Reply[None]) -> None:
-        """Attach the guest, if nobody else holds it."""
-        self._when_attached(lambda: done(None), done)
-
-    def why_stopped(self, done: Reply[Stop]) -> None:
-        """Tell the last stop."""
-        self._when_attached(lambda: self._client.why_stopped(done), done)
-
-    def read_registers(self, thread: ThreadId, done: Reply[bytes]) -> None:
-        """Read all general registers."""
-        self._when_attached(lambda: self._client.read_registers(thread, done), done)
-
-    def write_registers(self, thread: ThreadId, data: bytes, done: Reply[None]) -> None:
-        """Write all general registers."""
-
-        def write() -> None:
-            self._sharing.pages.clear()
-            self._client.write_registers(thread, data, done)
-
-        self._when_attached(write, done)
-
-    def read_register(self, thread: ThreadId, number: int, done: Reply[bytes]) -> None:
-        """Read one register."""
-        self._when_attached(lambda: self._client.read_register(thread, number, done), done)
-
-    def write_register(self, thread: ThreadId, number: int, value: bytes, done: Reply[None]) -> None:
-        """Write one register."""
-
-        def write() -> None:
-            self._sharing.pages.clear()
-            self._client.write_register(thread, number, value, done)
-
-        self._when_attached(write, done)
-
-    def read_memory(self, thread: ThreadId, address: int, length: int, done: Reply[bytes]) -> None:
-        """Read memory."""
-        if self._is_attached:
-            self._sharing.pages.read(thread, address, length, done)
-        else:
-            self._when_attached(lambda: self._sharing.pages.read(thread, address, length, done), done)
-
-    def write_memory(self, thread: ThreadId, address: int, data: bytes, done: Reply[None]) -> None:
-        """Write memory."""
-
-        def write() -> None:
-            self._sharing.pages.clear()
-            self._client.write_memory(thread, address, data, done)
-
-        self._when_attached(write, done)
-
-    def insert(self, breakpoint_: Breakpoint, done: Reply[None]) -> None:
-        """Insert a breakpoint, now where it does not stand yet."""
-
-        def inserted(result: TargetError | None) -> None:
-            if result is not None:
-                self._wanted.discard(breakpoint_)
-            done(result)
-
-        def insert() -> None:
-            self._wanted.add(breakpoint_)
-            self._sharing.insert(breakpoint_, inserted)
-
-        self._when_attached(insert, done)
-
-    def remove(self, breakpoint_: Breakpoint, done: Reply[None]) -> None:
-        """Remove a breakpoint, with the next resume."""
-
-        def remove() -> None:
-            self._wanted.discard(breakpoint_)
-            done(None)
-
-        self._when_attached(remove, done)
-
-    def resume(self, actions: tuple[Action, ...], done: Reply[Stop]) -> None:
-        """Let the guest run until its next stop."""
-
-        def resume() -> None:
-            self._stopped = done
-            self._sharing.resume(self.wanted, actions)
-
-        def refuse(error: TargetError) -> None:
-            # A debugger that waits for a guest that is gone must not be told that it merely stopped.
-            done(Ended(words=str(error)) if error is self._gone else error)
-
-        self._when_attached(resume, refuse)
-
-    def interrupt(self) -> None:
-        """Stop the guest."""
-        if self._is_attached:
-            self._client.interrupt()
-
-    def list_threads(self, done: Reply[tuple[Thread, ...]]) -> None:
-        """List the threads."""
-        self._when_attached(lambda: self._client.list_threads(done), done)
-
-    def is_alive(self, thread: ThreadId, done: Reply[bool]) -> None:
-        """Tell whether a thread exists."""
-        self._when_attached(lambda: self._client.is_alive(thread, done), done)
-
-    def read_description(self, annex: str, done: Reply[bytes | None]) -> None:
-        """Read a file of the target description."""
-        self._when_attached(lambda: self._client.read_description(annex, done), done)
-
-    def detach(self, done: Reply[None]) -> None:
-        """Leave; the guest is left as configured before the answer is sent."""
-        if self._is_attached:
-            self._sharing.when_left(lambda: done(None))
-            self.close()
-        else:
-            self.close()
-            done(None)
-
-
-def _ignored(result: TargetError | None) -> None:
+def _ignored(result: Any) -> None:
     """Take no note: what could not be removed stays in ``StubClient.inserted`` and is removed when leaving."""

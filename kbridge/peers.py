@@ -10,10 +10,16 @@ from typing import Final
 _CREDENTIALS: Final = struct.Struct("3i")
 
 
-def user_of(connection: socket.socket) -> str:
-    """Return the name of the user whose process connected, ``uidN`` where the host knows none."""
+def uid_of(connection: socket.socket) -> int:
+    """Return the user id of the process that connected."""
     packed = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     _, uid, _ = _CREDENTIALS.unpack(packed)
+    return int(uid)
+
+
+def user_of(connection: socket.socket) -> str:
+    """Return the name of the user whose process connected, ``uidN`` where the host knows none."""
+    uid = uid_of(connection)
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:

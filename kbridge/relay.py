@@ -1,6 +1,6 @@
 """The relay of one guest: the shell round ``gdbstubs``.
 
-                 GUEST/gdb                                          QEMU's gdbstub
+          GUEST/gdb, GUEST/gdb-observe                             QEMU's gdbstub
     debugger ── Listener, Stream ──▶ Exchange (pure) ──▶ effects ──▶ Stream
                                         ▲   │
                   machine monitor ──────┘   └──▶ journal, time line
@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, assert_never
 
@@ -32,17 +32,18 @@ from gdbstubs.effects import (
     Effect,
     Journal,
     QueryMachine,
+    ReadLive,
     Report,
     SessionId,
     ToSession,
     ToStub,
 )
-from gdbstubs.exchange import Exchange
+from gdbstubs.exchange import BreakpointView, Exchange, SessionView
 from gdbstubs.sharing import MachineStatus, Phase
 from kbridge import journal
 from kbridge.errors import GuestError, KbridgeError, RecordError
 from kbridge.hypervisors.interface import Machine, MachineEvent, RunState
-from kbridge.peers import user_of
+from kbridge.peers import uid_of, user_of
 from kbridge.transports.endpoints import Endpoint, Unix
 from kbridge.transports.streams import Listener, SocketAccess, Stream, connect
 
@@ -56,13 +57,8 @@ Sink = Callable[[str, Mapping[str, Any]], None]
 """Takes an event for the time line: its kind and its fields."""
 
 
-@dataclass(frozen=True, slots=True)
-class Session:
-    """One debugger, as `kbridge ls` shows it."""
-
-    name: str
-    role: str
-    attached: bool
+Tap = Callable[[str, bool, bytes], None]
+"""Sees the bytes that pass: a session's name or ``stub``, whether they go to that peer, the bytes."""
 
 
 class Relay:
@@ -81,30 +77,33 @@ class Relay:
         stub: Endpoint,
         machine: Machine | None,
         sink: Sink,
-        monitor: Callable[[str, str], str],
+        monitor: Callable[[str, str, Callable[[str], None]], None],
         *,
         journal_path: Path,
         start_stub: bool,
         stub_timeout_seconds: float,
         resume_on_leave: bool,
+        tap: Tap | None = None,
     ) -> None:
         self._reactor = reactor
         self._guest = guest
         self._endpoint = stub
         self._machine = machine
         self._sink = sink
+        self._tap = tap
         self._journal_path = journal_path
         self._start_stub = start_stub
         self._stub_started = False
         self._exchange = Exchange(
             guest,
             replace(PLAIN if machine is None else QEMU, request_timeout=stub_timeout_seconds),
-            monitor=monitor,
+            monitor=lambda session, command, done: monitor(session, command, self._answering(done)),
             resume_on_leave=resume_on_leave,
         )
         self._stub: Stream | None = None
         self._streams: dict[SessionId, Stream] = {}
-        self._listener: Listener | None = None
+        self._names: dict[SessionId, str] = {}
+        self._listeners: list[Listener] = []
         self._executing = False
         self._timer: IDelayedCall | None = None
         self._last_session = 0
@@ -115,12 +114,14 @@ class Relay:
 
     # -- the service ----------------------------------------------------------------------------------------
 
-    def start(self, path: Path, access: SocketAccess) -> None:
-        """Serve debuggers on a unix socket; clean up first what a predecessor left in the stub.
+    def start(self, path: Path, observe_path: Path, access: SocketAccess) -> None:
+        """Serve debuggers on two unix sockets; clean up first what a predecessor left in the stub.
 
-        Raises ``KbridgeError`` when the socket cannot be made.
+        Who comes by ``observe_path`` is not given control for coming first.  Raises ``KbridgeError`` when a socket
+        cannot be made.
         """
-        self._listener = Listener(self._reactor, path, self._accepted, access)
+        self._listeners.append(Listener(self._reactor, path, self._accepted, access))
+        self._listeners.append(Listener(self._reactor, observe_path, self._accepted_observer, access))
         if self._machine is not None:
             self._unsubscribe = self._machine.subscribe(self._machine_event)
         try:
@@ -133,9 +134,9 @@ class Relay:
 
     async def stop(self) -> None:
         """Close all sessions and let the guest go; returns when it was, or after ``LEAVE_SECONDS``."""
-        if self._listener is not None:
-            self._listener.close()
-            self._listener = None
+        for listener in self._listeners:
+            listener.close()
+        self._listeners.clear()
         now = self._now()
         for number, stream in list(self._streams.items()):
             self._exchange.end_session(number, "the relay stops", now)
@@ -160,26 +161,19 @@ class Relay:
             self._stub.abort("the relay stops")
 
     @property
-    def sessions(self) -> tuple[Session, ...]:
+    def sessions(self) -> tuple[SessionView, ...]:
         """The debuggers that are connected."""
-        return tuple(
-            Session(name, "controller", attached) for name, attached in self._exchange.session_states()
-        )
+        return self._exchange.session_views()
 
     @property
     def stop_number(self) -> int:
         """How many stops there were."""
-        return self._exchange.sharing.stop_number
+        return self._exchange.sharing.stops.number
 
     @property
-    def breakpoints(self) -> tuple[tuple[str, int, int], ...]:
-        """Kind, address and size of what stands in the stub."""
-        return tuple(
-            (one.kind.name.lower(), one.address, one.size)
-            for one in sorted(
-                self._exchange.client.inserted, key=lambda one: (one.address, one.kind.value, one.size)
-            )
-        )
+    def breakpoints(self) -> tuple[BreakpointView, ...]:
+        """What stands in the stub or is to, with its owners."""
+        return self._exchange.breakpoint_views()
 
     @property
     def attached(self) -> bool:
@@ -188,14 +182,30 @@ class Relay:
 
     # -- debuggers ------------------------------------------------------------------------------------------
 
-    def _accepted(self, connection: socket.socket) -> None:
+    def _answering(self, done: Callable[[str], None]) -> Callable[[str], None]:
+        """Return what answers a ``monitor`` command, now or later."""
+
+        def answer(text: str) -> None:
+            done(text)
+            if not self._executing:
+                self._exchange.flush(self._now())
+                self._execute()
+
+        return answer
+
+    def _accepted_observer(self, connection: socket.socket) -> None:
+        self._accepted(connection, observes=True)
+
+    def _accepted(self, connection: socket.socket, *, observes: bool = False) -> None:
         self._last_session += 1
         number = SessionId(self._last_session)
         name = self._name_for(connection)
-        if not self._exchange.session_opened(number, name, self._now()):
+        admin = uid_of(connection) in (0, os.getuid())
+        if not self._exchange.session_opened(number, name, self._now(), observes=observes, admin=admin):
             connection.close()
             self._sink("debugger.refused", {"session": name, "why": "too many debuggers"})
             return
+        self._names[number] = name
         self._streams[number] = Stream(
             self._reactor,
             connection,
@@ -212,11 +222,13 @@ class Relay:
         return next(name for count in range(2, len(taken) + 3) if (name := f"{user}-{count}") not in taken)
 
     def _session_data(self, number: SessionId, data: bytes) -> None:
+        if self._tap is not None:
+            self._tap(self._names[number], False, data)
         self._exchange.session_data(number, data, self._now())
         self._execute()
 
     def _session_lost(self, number: SessionId) -> None:
-        del self._streams[number]
+        del self._streams[number], self._names[number]
         self._exchange.session_closed(number, self._now())
         self._execute()
 
@@ -236,6 +248,8 @@ class Relay:
                 self._exchange.say_to_all(f"{self._guest} has panicked", self._now())
             case "machine.lost":
                 self._stub_started = False
+                why = str(event.data.get("why", "its machine monitor is gone"))
+                self._exchange.machine_lost(f"{self._guest}: {why}", self._now())
             case "machine.found":
                 self._stub_started = False
                 self._recover()
@@ -277,10 +291,16 @@ class Relay:
         if type(effect) is ToStub:
             if self._stub is not None:
                 self._stub.send(effect.data)
+                if self._tap is not None:
+                    self._tap("stub", True, effect.data)
         elif type(effect) is ToSession:
             stream = self._streams.get(effect.session)
             if stream is not None:
+                # Sending may end the session, and with it go stream and name.
+                name = self._names[effect.session]
                 stream.send(effect.data)
+                if self._tap is not None:
+                    self._tap(name, True, effect.data)
         else:
             self._carry_out_rarely(effect)
 
@@ -292,12 +312,14 @@ class Relay:
                 stream = self._streams.get(session)
                 if stream is not None:
                     stream.close()
-            case ConnectStub():
-                self._launch(self._connect_stub())
+            case ConnectStub(unless_running):
+                self._launch(self._connect_stub(unless_running=unless_running))
             case CloseStub(run, detached):
                 self._launch(self._close_stub(run=run, detached=detached))
             case QueryMachine():
                 self._launch(self._query_machine())
+            case ReadLive():
+                self._launch(self._read_live(effect))
             case Journal():
                 self._write_journal(effect)
             case Report(kind, fields):
@@ -316,9 +338,13 @@ class Relay:
             # The session goes on: a full disk must not take the debugger away.
             self._log.error("{guest}: {error}", guest=self._guest, error=str(error))
 
-    async def _connect_stub(self) -> None:
+    async def _connect_stub(self, *, unless_running: bool) -> None:
         try:
             running = await self._running_before()
+            if unless_running and running is not False:
+                self._exchange.guest_runs(self._now())
+                self._execute()
+                return
             connection = await self._reach_stub()
         except KbridgeError as error:
             self._recovering = False
@@ -380,6 +406,8 @@ class Relay:
         return await connect(self._reactor, self._endpoint)
 
     def _stub_data(self, data: bytes) -> None:
+        if self._tap is not None:
+            self._tap("stub", False, data)
         self._exchange.stub_data(data, self._now())
         self._execute()
 
@@ -405,6 +433,18 @@ class Relay:
         if self._stopping is not None and self._exchange.sharing.phase is Phase.ABSENT:
             stopping, self._stopping = self._stopping, None
             stopping.callback(None)
+
+    async def _read_live(self, asked: ReadLive) -> None:
+        found: bytes | str
+        if self._machine is None:
+            found = f"{self._guest} has no machine monitor, by which memory could be read while it runs"
+        else:
+            try:
+                found = await self._machine.read_memory(asked.address, asked.length)
+            except KbridgeError as error:
+                found = str(error)
+        self._exchange.live_memory(asked.token, found, self._now())
+        self._execute()
 
     async def _query_machine(self) -> None:
         status = MachineStatus(None)

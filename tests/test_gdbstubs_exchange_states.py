@@ -35,10 +35,19 @@ class Everything(RuleBasedStateMachine):
     def some_session(self, chance: Random) -> int:
         return chance.choice(sorted(self.world.sessions))
 
-    @precondition(lambda self: len(self.world.sessions) < 3)
-    @rule(no_ack=st.booleans())
-    def debugger_connects(self, no_ack: bool) -> None:
-        self.world.open(no_ack=no_ack)
+    @precondition(lambda self: len(self.world.sessions) < 4)
+    @rule(no_ack=st.booleans(), observes=st.integers(0, 3), admin=st.booleans())
+    def debugger_connects(self, no_ack: bool, observes: int, admin: bool) -> None:
+        self.world.open(no_ack=no_ack, observes=observes == 0, admin=admin)
+
+    @precondition(lambda self: self.world.sessions)
+    @rule(chance=CHANCE)
+    def user_asks_for_control(self, chance: Random) -> None:
+        to = chance.choice(sorted(self.world.sessions))
+        command = chance.choice(
+            ("control take", "control take", "control take --force", "control release", f"control give user-{to}", "status")
+        )
+        self.world.ask(self.some_session(chance), b"qRcmd," + command.encode().hex().encode())
 
     @precondition(lambda self: self.world.sessions)
     @rule(chance=CHANCE, count=st.integers(1, 4))
@@ -148,14 +157,19 @@ class Everything(RuleBasedStateMachine):
     def all_comes_to_rest(self) -> None:
         world = self.world
         world.settle()
-        for session in world.sessions.values():
+        sharing = world.exchange.sharing
+        present = {seat.session: seat for seat in sharing.seats}
+        for number, session in world.sessions.items():
             if not session.clean:
                 continue
             # At rest everything is answered, but for one resume of a guest that runs, and what came behind it.
             debugger = session.debugger
             assert not debugger.asked or debugger.waits, f"never answered: {debugger.asked}"
-            if debugger.waits:
-                assert world.machine.running, "a stop was never told"
+            if debugger.waits and not world.machine.running:
+                # Who observes waits for the next stop, which it has not seen.
+                seat = present[number]
+                assert not seat.controls, "a stop was never told"
+                assert seat.seen == sharing.stops.present > 0, "a stop was never told to an observer"
 
     def teardown(self) -> None:
         if not hasattr(self, "world"):

@@ -32,15 +32,23 @@ SETTINGS: Final = (
 @click.command("gdb")
 @relay_options
 @click.option("--gdb", "program", default="gdb", show_default=True, metavar="PROGRAM", help="The gdb to run.")
+@click.option("--observe", is_flag=True, help="Only look: the guest is neither stopped nor resumed.")
 @click.argument("guest")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def command(
-    control: str | None, config: str | None, program: str, guest: str, arguments: tuple[str, ...]
+    control: str | None,
+    config: str | None,
+    program: str,
+    guest: str,
+    arguments: tuple[str, ...],
+    *,
+    observe: bool,
 ) -> None:
     """Debug a guest's kernel with gdb.
 
     Starts an unmodified gdb, attached, which stops the guest; with `vmlinux` configured the symbols are where
-    KASLR put the kernel.  What stands after `--` goes to gdb: `kbridge gdb web1 -- -batch -ex bt`.
+    KASLR put the kernel.  Where another debugger controls the guest, or with --observe, it observes: `continue`
+    waits for the next stop, and `monitor help` tells what else there is.  What stands after `--` goes to gdb: `kbridge gdb web1 -- -batch -ex bt`.
     """
     found = shutil.which(program)
     if found is None:
@@ -49,17 +57,18 @@ def command(
     status = api.get(guest_path(guest))
     if status["sockets"]["gdb"] is None:
         raise GuestError(f"{guest} has no debug stub", todo="configure `qmp` or `stub` for it")
+    socket = status["sockets"]["gdb_observe" if observe else "gdb"]
     symbols = _symbols(api, status)
-    os.execv(found, [program, *gdb_arguments(status, symbols), *arguments])  # noqa: S606 (no shell is wanted)
+    os.execv(found, [program, *gdb_arguments(status, socket, symbols), *arguments])  # noqa: S606 (no shell is wanted)
 
 
-def gdb_arguments(status: dict[str, Any], symbols: str | None) -> list[str]:
-    """Return gdb's arguments for a guest; ``symbols`` is the command that loads them."""
+def gdb_arguments(status: dict[str, Any], socket: str, symbols: str | None) -> list[str]:
+    """Return gdb's arguments for a guest's ``socket``; ``symbols`` is the command that loads them."""
     commands = [f"set debug-file-directory {':'.join(status['debug_dirs'])}", *SETTINGS]
     if symbols is not None:
         # Before the guest is stopped: a large vmlinux takes seconds.
         commands.append(symbols)
-    commands.append(f"target remote {status['sockets']['gdb']}")
+    commands.append(f"target remote {socket}")
     return [argument for each in commands for argument in ("-ex", each)]
 
 

@@ -19,8 +19,9 @@ HEAD = ("GUEST", "STATE", "CONSOLE", "DEBUG", "STOP", "BREAKPOINTS", "SESSIONS")
 def command(control: str | None, config: str | None, *, as_json: bool) -> None:
     """Show the guests and who is at work on them.
 
-    CONSOLE is the state of the serial line, and who types on it; DEBUG is free, or held by a debugger; STOP
-    counts the halts of the guest for debuggers.  A `-` is what a guest does not have.
+    CONSOLE is the state of the serial line, and who types on it; DEBUG is free, observed, or controlled by a
+    debugger; STOP counts the halts of the guest for debuggers.  A `-` is what a guest does not have.  Below the
+    table stand the breakpoints with their owners, and what is wrong.
     """
     guests = relay(control, config).get("/guests")["guests"]
     if as_json:
@@ -31,6 +32,9 @@ def command(control: str | None, config: str | None, *, as_json: bool) -> None:
     for number, cells in enumerate(rows):
         line = "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
         click.echo(click.style(line, bold=True) if number == 0 else line)
+    for guest in guests:
+        for breakpoint_ in breakpoints(guest):
+            click.echo(f"{guest['name']}: {breakpoint_}")
     for guest in guests:
         for trouble in troubles(guest):
             click.echo(f"{guest['name']}: {trouble}")
@@ -44,16 +48,33 @@ def row(guest: dict[str, Any]) -> tuple[str, ...]:
         line = console["state"] + (f" ({console['pen']} types)" if console["pen"] else "")
     if debug is None:
         return guest["name"], guest["state"], line, "-", "-", "-", "-"
-    sessions = ", ".join(f"{one['name']} ({one['role']})" for one in debug["sessions"])
+    sessions = ", ".join(
+        f"{one['name']} ({one['role']}{', asks for control' if one['asks'] else ''})"
+        for one in debug["sessions"]
+    )
+    attached = [one for one in debug["sessions"] if one["attached"]]
+    held = "observed" if attached else "free"
+    if any(one["role"] == "controller" for one in attached):
+        held = "controlled"
     return (
         guest["name"],
         guest["state"],
         line,
-        "held" if debug["attached"] else "free",
+        held,
         str(debug["stop"]),
         str(len(debug["breakpoints"])),
         sessions or "-",
     )
+
+
+def breakpoints(guest: dict[str, Any]) -> list[str]:
+    """Return what stands in the stub, in words."""
+    if guest["debug"] is None:
+        return []
+    return [
+        f"{one['kind']} breakpoint at {one['address']} ({', '.join(one['owners']) or 'goes with the next resume'})"
+        for one in guest["debug"]["breakpoints"]
+    ]
 
 
 def troubles(guest: dict[str, Any]) -> list[str]:

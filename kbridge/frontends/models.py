@@ -65,16 +65,22 @@ class Session(_Given):
     """A debugger that is connected."""
 
     name: str
-    role: str
-    attached: bool
+    role: Literal["controller", "observer"]
+    attached: bool = Field(description="Whether it works on the guest now")
+    waits: bool = Field(description="Whether it waits for a stop")
+    stop: int | None = Field(description="The number of the stop that it was told last")
+    asks: bool = Field(description="Whether it has asked for control")
 
 
 class Breakpoint(_Given):
-    """What stands in the stub."""
+    """What stands in the stub, or is to at the next resume."""
 
     kind: str
     address: str = Field(pattern="^0x[0-9a-f]+$")
     size: int
+    owners: list[str] = Field(
+        description="The sessions that want it; none for one that goes at the next resume"
+    )
 
 
 class Debug(_Given):
@@ -98,6 +104,7 @@ class Sockets(_Given):
     """Where the guest's own sockets are; null for those it does not have."""
 
     gdb: str | None
+    gdb_observe: str | None
     console: str | None
 
 
@@ -252,6 +259,55 @@ class LogEntry(_Given):
         description="console.text (field `text`: latin-1, a character a byte), console.gap (`reason`, "
         "`lost`: how many bytes, 0 where unknown), or an event's, such as machine.reset"
     )
+
+
+class _TraceSelection(_Taken):
+    """Which packets."""
+
+    session: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=64,
+        description="Of this session only; `stub`: what the relay says to the stub",
+    )
+    since: AwareDatetime | None = Field(default=None, description="Nothing older than this")
+    last: int | None = Field(
+        default=None, ge=0, le=MAX_LINES, description="At most so many of the last that there are"
+    )
+    raw: bool = Field(
+        default=False, description="The bytes as they passed, acknowledgements too; nothing is decoded"
+    )
+
+
+class TraceQuery(_TraceSelection):
+    """Which part of the record of a guest's packets, and how."""
+
+    format: Literal["json", "text"] = Field(
+        default="json", description="json: an object a line; text: for people"
+    )
+    follow: bool = Field(default=False, description="Go on with what comes")
+
+
+class FollowTraceQuery(_TraceSelection):
+    """From where on to follow a guest's packets; without since and last, from now on."""
+
+
+class TraceLine(_Given):
+    """A packet that passed between a debugger, the relay and the stub, in words."""
+
+    time: datetime
+    offset: int = Field(description="Where it is in the record")
+    session: str | None = Field(
+        description="The debugger's session; `stub`: the relay's own connection; null for words about the record"
+    )
+    sender: Literal["debugger", "stub"] | None = Field(alias="from")
+    kind: str = Field(
+        description="packet, notification, interrupt, nack, damaged, overlong, noise, cut (only its beginning was "
+        "recorded), bytes (not decoded), or record (words about the record itself)"
+    )
+    packet: str = Field(description="Without its frame; latin-1, a character a byte; at most 4096 of them")
+    length: int = Field(description="How long the packet is")
+    words: str = Field(description="What it means")
 
 
 class ProblemDocument(_Given):

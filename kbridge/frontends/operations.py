@@ -13,8 +13,10 @@ from kbridge.frontends.console_session import ConsoleSession
 from kbridge.frontends.log_session import LogSession
 from kbridge.frontends.log_text import LogReader
 from kbridge.frontends.problems import Kind, ProblemError
+from kbridge.frontends.trace_stream import TracePieces, TraceSession
 from kbridge.hypervisors.qemu import QemuMachine
 from kbridge.memory.sources import MonitorMemory
+from kbridge.trace.reader import TraceReader
 from kbridge.version import VERSION
 from symbols import kaslr
 from symbols.errors import SlideUnknown
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from kbridge.daemon import Daemon
     from kbridge.frontends.sessions import SocketSession
     from kbridge.guest import Guest
+    from kbridge.trace.record import PacketRecord
 
 _Model = TypeVar("_Model")
 
@@ -174,6 +177,54 @@ def console(call: Call) -> SocketSession:
     )
 
 
+def packets(call: Call) -> TracePieces:
+    """Send the record of a guest's packets."""
+    asked, guest = call.asked(models.TraceQuery), call.guest
+    from_now = asked.follow and asked.since is None and asked.last is None
+    record = _packets(guest)
+    return TracePieces(
+        record,
+        TraceReader(
+            record.ring,
+            session=asked.session,
+            since_ns=_ns(asked.since),
+            last=0 if from_now else asked.last,
+            raw=asked.raw,
+            follow=asked.follow,
+        ),
+        asked.format,
+        alive=lambda: call.daemon.guests.get(guest.name) is guest,
+    )
+
+
+def follow_packets(call: Call) -> SocketSession:
+    """Follow a guest's packets."""
+    asked, guest = call.asked(models.FollowTraceQuery), call.guest
+    from_now = asked.since is None and asked.last is None
+    record = _packets(guest)
+    reader = TraceReader(
+        record.ring,
+        session=asked.session,
+        since_ns=_ns(asked.since),
+        last=0 if from_now else asked.last,
+        raw=asked.raw,
+        follow=True,
+    )
+    return TraceSession(guest.name, record, reader, alive=lambda: call.daemon.guests.get(guest.name) is guest)
+
+
+def _packets(guest: Guest) -> PacketRecord:
+    if guest.packets is None:
+        off = guest.relay is not None
+        raise ProblemError(
+            Kind.NOT_CAPABLE,
+            f"no packets of {guest.name} are recorded"
+            + (": packets_ring_bytes is 0" if off else ": it has no debug stub"),
+            hint="configure `packets_ring_bytes`" if off else "configure `qmp` or `stub` for it",
+        )
+    return guest.packets
+
+
 def status(daemon: Daemon, guest: Guest) -> models.GuestStatus:
     """Return all that is known of a guest."""
     config, relay, machine = guest.config, guest.relay, guest.machine
@@ -189,11 +240,21 @@ def status(daemon: Daemon, guest: Guest) -> models.GuestStatus:
             attached=relay.attached,
             stop=relay.stop_number,
             sessions=[
-                models.Session(name=one.name, role=one.role, attached=one.attached) for one in relay.sessions
+                models.Session(
+                    name=one.name,
+                    role="controller" if one.controls else "observer",
+                    attached=one.attached,
+                    waits=one.waits,
+                    stop=one.stop,
+                    asks=one.asks,
+                )
+                for one in relay.sessions
             ],
             breakpoints=[
-                models.Breakpoint(kind=kind, address=hex(address), size=size)
-                for kind, address, size in relay.breakpoints
+                models.Breakpoint(
+                    kind=one.kind, address=hex(one.address), size=one.size, owners=list(one.owners)
+                )
+                for one in relay.breakpoints
             ],
         ),
         monitor=None
@@ -209,6 +270,7 @@ def status(daemon: Daemon, guest: Guest) -> models.GuestStatus:
         ),
         sockets=models.Sockets(
             gdb=None if relay is None else str(runtime / "gdb"),
+            gdb_observe=None if relay is None else str(runtime / "gdb-observe"),
             console=None if guest.line is None else str(runtime / "console"),
         ),
         vmlinux=None if config.vmlinux is None else str(config.vmlinux),

@@ -18,6 +18,7 @@ from gdbstubs.effects import (
     ConnectStub,
     Journal,
     QueryMachine,
+    ReadLive,
     Report,
     SessionId,
     ToSession,
@@ -49,14 +50,19 @@ class World:
 
     def __post_init__(self) -> None:
         self.exchange = Exchange(
-            "web1", QEMU, monitor=lambda who, command: f"{command}\n", resume_on_leave=self.resume_on_leave
+            "web1",
+            QEMU,
+            monitor=lambda who, command, done: done(f"{command}\n"),
+            resume_on_leave=self.resume_on_leave,
         )
         self.sessions: dict[int, Connected] = {}
         self.journal: frozenset[Place] = frozenset()
         self.journalled = Journal(attached=False, run=False)
         self.wants_connection = False
+        self.unless_running = False
         self.closing: bool | None = None
         self.queries = 0
+        self.live_reads: list[tuple[int, int, int]] = []
         self.reports: list[Report] = []
         self.refused: list[str] = []
         self.should_run: bool | None = self.machine.running
@@ -104,10 +110,11 @@ class World:
                 if number in self.sessions:
                     assert not self.sessions[number].closing, "closed twice"
                     self.sessions[number].closing = True
-            case ConnectStub():
+            case ConnectStub(unless_running):
                 assert not self.wants_connection, "two connections to one stub"
                 assert self.closing is None, "a connection while the last is being closed"
                 self.wants_connection = True
+                self.unless_running = unless_running
             case CloseStub(run):
                 assert self.closing is None, "closed twice"
                 self.closing = run
@@ -119,6 +126,8 @@ class World:
                     self.exchange.stub_closed("let go", self.now)
             case QueryMachine():
                 self.queries += 1
+            case ReadLive(token, address, length):
+                self.live_reads.append((token, address, length))
             case Journal():
                 self.journalled = effect
                 self.journal = frozenset(
@@ -163,11 +172,19 @@ class World:
 
     # -- debuggers -----------------------------------------------------------------------------------------------
 
-    def open(self, *, no_ack: bool = False) -> int:
+    def open(self, *, no_ack: bool = False, observes: bool = False, admin: bool = False) -> int:
         self._last += 1
         number = self._last
         self.sessions[number] = Connected(Debugger())
-        if not self.do(self.exchange.session_opened, SessionId(number), f"user-{number}", self.now):
+        opened = self.do(
+            self.exchange.session_opened,
+            SessionId(number),
+            f"user-{number}",
+            self.now,
+            observes=observes,
+            admin=admin,
+        )
+        if not opened:
             del self.sessions[number]
         elif no_ack:
             self.ask(number, b"QStartNoAckMode")
@@ -211,6 +228,9 @@ class World:
             self.do(self.exchange.stub_failed, "no stub there", self.now)
             return
         running = self.machine.running
+        if self.unless_running and running:
+            self.do(self.exchange.guest_runs, self.now)
+            return
         if self.should_run is None and not self.journalled.attached:
             self.should_run = running
         self.was_connected = True
@@ -245,6 +265,7 @@ class World:
         self.should_run = None
         if was:
             self.do(self.exchange.stub_closed, "connection lost", self.now)
+        self.do(self.exchange.machine_lost, "the hypervisor has ended", self.now)
 
     def revive(self) -> None:
         """The hypervisor is started again."""
@@ -364,7 +385,8 @@ class World:
         machine = self.machine
         if self.journalled.attached:
             # The stub could not be reached to clean it: that was said, and the next to come does it.
-            assert self.reports[-1].kind == "debugger.left_behind"
+            # Who only observed a running guest in between did not touch its stub.
+            assert any(report.kind == "debugger.left_behind" for report in self.reports)
             if not machine.alive:
                 return
             self.ask(self.open(), b"?")
