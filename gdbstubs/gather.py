@@ -174,7 +174,9 @@ class ThreadList:
     def _described(self, text: bytes, reply: RawReply) -> None:
         # Not every stub says something of a thread; that is no error.
         data = as_data(reply)
-        self._extras[text] = "" if isinstance(data, TargetError) else data.decode("utf-8", "replace")
+        # kgdb says the whole 16 bytes of a task's name.
+        said = b"" if isinstance(data, TargetError) else data.rstrip(b"\0")
+        self._extras[text] = said.decode("utf-8", "replace")
         self._finish()
 
     def _fail(self, error: TargetError) -> None:
