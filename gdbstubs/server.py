@@ -149,6 +149,7 @@ class Server:
         self._object: tuple[str, str, bytes] | None = None
         self._dismissed = False
         self._thread_ids: deque[Thread] = deque()
+        self._known: tuple[Thread, ...] = ()
         self._handlers: dict[type[Any], Callable[[Any], None]] = {
             ChecksumMemory: self._checksum_memory,
             CurrentThread: self._current_thread,
@@ -235,7 +236,7 @@ class Server:
             self._refuse(row.kind, TargetError(EINVAL, f"{payload[:20]!r} is malformed: {error}"))
             return
         if row.right is Right.CONTROLLER and self._target.right < Right.CONTROLLER and _acts(request):
-            self._refuse(request, forbidden(request))
+            self._refuse(request, forbidden(self._debugger, request))
             return
         self._handlers[type(request)](request)
 
@@ -448,13 +449,23 @@ class Server:
         slot = self._slot()
 
         def listed(result: tuple[Thread, ...] | TargetError) -> None:
-            if isinstance(result, TargetError):
-                self._fill(slot, *self._error(request, result))
-                return
-            self._thread_ids = deque(result)
+            self._thread_ids = deque(self._threads_or_known(request, result))
             self._fill(slot, self._next_threads())
 
         self._target.list_threads(listed)
+
+    def _threads_or_known(
+        self, request: Request, result: tuple[Thread, ...] | TargetError
+    ) -> tuple[Thread, ...]:
+        """Return the threads, or, where they cannot be listed now, the ids that are known already.
+
+        LLDB crashes without a list, and gdb forgets the threads that are not on it.
+        """
+        if isinstance(result, TargetError):
+            self._error(request, result)
+            return self._known or (Thread(self._thread()),)
+        self._known = tuple(Thread(one.id) for one in result)
+        return result
 
     def _next_threads(self) -> bytes:
         if not self._thread_ids:
@@ -495,9 +506,7 @@ class Server:
                 self._target.read_description(request.annex, arrived)
             case "threads":
                 self._target.list_threads(
-                    lambda result: arrived(
-                        result if isinstance(result, TargetError) else objects.threads_xml(result)
-                    )
+                    lambda result: arrived(objects.threads_xml(self._threads_or_known(_LISTS, result)))
                 )
             case _:
                 self._fill(slot, b"")
@@ -678,6 +687,7 @@ class Server:
         return reply
 
 
+_LISTS: Final = ListThreads(first=True)
 _ANNOUNCED: Final = ("swbreak", "hwbreak")
 """Reasons that may be sent only to a debugger that announced them."""
 

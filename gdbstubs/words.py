@@ -118,8 +118,8 @@ def refused_stop(error: TargetError, thread: ThreadId | None) -> tuple[bytes, Ha
     return console_output(str(error)), Halted(SIGINT, thread)
 
 
-def forbidden(refused: Request) -> TargetError:
-    """Return why an observer may not do something."""
+def forbidden(debugger: Debugger, refused: Request) -> TargetError:
+    """Return why an observer may not do something, and how its user asks for the right to."""
     match refused:
         case WriteMemory():
             what = "write memory"

@@ -374,7 +374,7 @@ WHY = "the guest has run since stop 3"
 
 NEVER_REFUSED = {
     "QEnableErrorStrings", "QStartNoAckMode", "qAttached", "qC", "qSymbol", "qsThreadInfo", "vCont?", "H", "D", "k",
-    "qRcmd", "T",
+    "qRcmd", "T", "qfThreadInfo",
 }  # fmt: skip
 """What is answered by the session itself, or must not be an error: a thread that gdb asks for stays alive."""
 
@@ -566,6 +566,21 @@ def test_a_step_that_lldb_repeats_waits_after_it_was_refused_once() -> None:
     session.target.right = Right.CONTROLLER
     session.send(b"vCont;s:1")
     assert session.target.calls[-1] == ("resume", (Action(Motion.STEP, ONE),))
+
+
+def test_threads_that_cannot_be_listed_are_those_that_were_known() -> None:
+    session = greeted("lldb")
+    session.target.refusal = TargetError(EBUSY, WHY)
+    assert session.send(b"qfThreadInfo", b"qsThreadInfo") == [b"m1", b"l"]
+    session.target.refusal = None
+    assert session.send(b"qfThreadInfo", b"qsThreadInfo") == [b"m1,2", b"l"]
+    session.target.refusal = TargetError(EBUSY, WHY)
+    assert session.send(b"qfThreadInfo", b"qsThreadInfo") == [b"m1,2", b"l"]
+    [document] = session.send(b"qXfer:threads:read::0,1000")
+    assert document.count(b"<thread ") == 2
+    assert b"running" not in document
+    usable(session)
+    assert WHY in "".join(session.debugger.words)
 
 
 @pytest.mark.parametrize("debugger", ["gdb 13", "gdb 18"])

@@ -29,6 +29,8 @@ class PlainTarget:
         self.stopped: Callable[[Stop | TargetError], None] | None = None
         self.stop: Stop | TargetError = Halted(5, ThreadId(1))
         self.refusal: TargetError | None = None
+        self.spared: set[str] = set()
+        """What is answered in spite of a refusal."""
         self.interrupts = 0
         self.threads = (Thread(ThreadId(1), "CPU#0 [running]"), Thread(ThreadId(2), "CPU#1 [halted <&>]"))
 
@@ -37,7 +39,7 @@ class PlainTarget:
 
     def _do(self, call: tuple[Any, ...], done: Callable[[Any], None], result: Any) -> None:
         self.calls.append(call)
-        if self.refusal is not None:
+        if self.refusal is not None and call[0] not in self.spared:
             result = self.refusal
         if self.slow:
             self.pending.append(lambda: done(result))
