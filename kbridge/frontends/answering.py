@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from twisted.web import http
 
     from kbridge.daemon import Daemon
-    from kbridge.frontends.log_text import LogReader
+    from kbridge.frontends.log_stream import PieceReader
     from kbridge.frontends.routes import Route
     from kbridge.frontends.sessions import SocketSession
 
@@ -177,7 +177,7 @@ class Answering:
         self._request.write(body)
         self._request.finish()
 
-    def _stream(self, reader: LogReader, media_type: str) -> None:
+    def _stream(self, reader: PieceReader, media_type: str) -> None:
         if self._gone:
             reader.close()
             return

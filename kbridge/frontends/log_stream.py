@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from twisted.internet.interfaces import IPushProducer
 from zope.interface import implementer
@@ -10,17 +10,32 @@ from zope.interface import implementer
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from kbridge.frontends.log_text import LogReader
-
 PIECES_A_TURN: Final = 16
 """Then the rest of the reactor has its turn."""
+
+
+class PieceReader(Protocol):
+    """A record that is read piece by piece."""
+
+    def next(self) -> bytes | None:
+        """Return the next piece, which may be empty; None when there is nothing (yet)."""
+
+    @property
+    def follows(self) -> bool:
+        """Whether more may come when there is nothing now."""
+
+    def watch(self, wake: Callable[[], None]) -> Callable[[], None]:
+        """Have ``wake`` called when there may be more, until the function returned is called."""
+
+    def close(self) -> None:
+        """Let go of the record."""
 
 
 @implementer(IPushProducer)
 class LogStream:
     """Writes what ``reader`` has to ``request`` and finishes it; ``done`` is called at the end, however it comes."""
 
-    def __init__(self, reactor: Any, request: Any, reader: LogReader, done: Callable[[], None]) -> None:
+    def __init__(self, reactor: Any, request: Any, reader: PieceReader, done: Callable[[], None]) -> None:
         self._reactor = reactor
         self._request = request
         self._reader = reader

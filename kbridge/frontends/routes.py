@@ -13,10 +13,12 @@ from urllib.parse import unquote_to_bytes
 from pydantic import BaseModel
 
 from kbridge.frontends import models, operations
-from kbridge.frontends.log_text import MEDIA_TYPES, Format, LogReader
+from kbridge.frontends.log_stream import PieceReader
+from kbridge.frontends.log_text import MEDIA_TYPES
 from kbridge.frontends.operations import Call
 from kbridge.frontends.problems import Kind
 from kbridge.frontends.sessions import SocketSession
+from kbridge.frontends.trace_stream import MEDIA_TYPES as TRACE_MEDIA_TYPES
 
 PARAMETER: Final = "{name}"
 EVERYWHERE: Final = (Kind.BAD_REQUEST, Kind.CROSS_ORIGIN, Kind.TOO_LARGE, Kind.BUSY, Kind.INTERNAL)
@@ -36,8 +38,8 @@ class Answers:
 class Streams:
     """Answers with a record, piece by piece; the query's ``format`` chooses the media type."""
 
-    run: Callable[[Call], LogReader]
-    media_types: Mapping[Format, str]
+    run: Callable[[Call], PieceReader]
+    media_types: Mapping[Any, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +146,24 @@ ROUTES: Final = (
         ),
         models.ConsoleQuery,
         problems=(Kind.NOT_CAPABLE, Kind.UPGRADE_REQUIRED),
+    ),
+    Route(
+        "packets",
+        "GET",
+        "/guests/{name}/packets",
+        "The record of what debuggers, relay and stub said to each other, in words; as a WebSocket, from now on",
+        Streams(operations.packets, TRACE_MEDIA_TYPES),
+        models.TraceQuery,
+        problems=(Kind.NOT_CAPABLE,),
+    ),
+    Route(
+        "follow-packets",
+        "GET",
+        "/guests/{name}/packets",
+        "Follow a guest's packets; each is a text message",
+        Upgrades(operations.follow_packets, sends=models.TraceLine),
+        models.FollowTraceQuery,
+        problems=(Kind.NOT_CAPABLE,),
     ),
     Route(
         "reload",
