@@ -21,6 +21,7 @@ from kbridge.errors import GuestError, LineError
 from kbridge.hypervisors.interface import Machine, MachineEvent
 from kbridge.hypervisors.qemu import QemuMachine
 from kbridge.relay import Relay, stub_path
+from kbridge.trace.record import PacketRecord
 from kbridge.transports.endpoints import Endpoint, Unix
 from kbridge.transports.lines import ConsoleLine
 from kbridge.transports.opening import open_line
@@ -56,6 +57,7 @@ class Guest:
         self._reactor = reactor
         self._poller = poller
         self.recorder = Recorder(state, config.ring_bytes, timeline_bytes=config.timeline_bytes)
+        self.packets: PacketRecord | None = None
         self.pen = Pen()
         self.machine: Machine | None = None
         self.line: ConsoleLine | None = None
@@ -75,6 +77,10 @@ class Guest:
                 return None
             case endpoint:
                 stub = endpoint
+        if self.config.packets_ring_bytes:
+            # The folder is the recorder's: who does not hold its lock writes no file there.
+            folder = state if self.recorder.recording else None
+            self.packets = PacketRecord(self._reactor, folder, self.config.packets_ring_bytes)
         return Relay(
             self._reactor,
             self.name,
@@ -86,6 +92,7 @@ class Guest:
             start_stub=self.config.stub is StubKind.AUTO,
             stub_timeout_seconds=self.config.stub_timeout_seconds,
             resume_on_leave=self.config.on_leave is OnLeave.RESUME,
+            tap=None if self.packets is None else self.packets.tap,
         )
 
     # -- the service ----------------------------------------------------------------------------------------
@@ -109,6 +116,8 @@ class Guest:
             await self.machine.stop()
         if self.line is not None:
             await self.line.close()
+        if self.packets is not None:
+            self.packets.close()
         self.recorder.close()
 
     # -- what it can do -------------------------------------------------------------------------------------
