@@ -116,10 +116,17 @@ class StubRegisters:
         return self.description.text_length if self.description is not None else 0
 
     def unavailable(self) -> bytes:
-        """Return the text of registers that cannot be read now; empty where their length is not known."""
+        """Return the text of registers that cannot be read now; empty where their length is not known.
+
+        The program counter is zero: gdb cannot attach where it is not available either.
+        """
         length = self.text_length
         self._length = length or None
-        return b"x" * length
+        counter = self.description.program_counter if self.description is not None else None
+        if counter is None:
+            return b"x" * length
+        before, digits = 2 * counter.offset, 2 * counter.size
+        return (b"x" * before + b"0" * digits).ljust(length, b"x")[:length]
 
     # -- all registers --------------------------------------------------------------------------------------
 
