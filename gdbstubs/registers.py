@@ -81,16 +81,16 @@ class Description:
         return next((self.names[name] for name in PROGRAM_COUNTERS if name in self.names), None)
 
     @property
-    def is_little_endian(self) -> bool:
-        """Whether registers are sent with their lowest byte first, as far as the architecture's name tells."""
-        return self.architecture.startswith(("i386", "i8086", "aarch64", "riscv", "arm"))
+    def byte_order(self) -> Literal["little", "big"]:
+        """How registers are sent, as far as the architecture's name tells."""
+        known = self.architecture.startswith(("i386", "i8086", "aarch64", "riscv", "arm"))
+        return "little" if known or not self.architecture else "big"
 
     def value(self, text: bytes) -> int | None:
         """Return the value of one register's text; None where a byte of it is not available."""
         if not text or b"x" in text:
             return None
-        order: Literal["little", "big"] = "little" if self.is_little_endian else "big"
-        return int.from_bytes(bytes.fromhex(text.decode("ascii")), order)
+        return int.from_bytes(bytes.fromhex(text.decode("ascii")), self.byte_order)
 
     def values(self, text: bytes) -> dict[str, int | None]:
         """Return all registers' values out of the text of a ``g`` packet, by their names."""
@@ -151,7 +151,7 @@ class Translation:
     def _fit(self, text: bytes, size: int) -> bytes:
         if len(text) == 2 * size:
             return text
-        if b"x" in text or not self.target.is_little_endian:
+        if b"x" in text or self.target.byte_order != "little":
             return b"xx" * size
         return text[: 2 * size].ljust(2 * size, b"0")
 
@@ -211,7 +211,7 @@ def _parse(document: bytes) -> ET.Element:
         raise DescriptionError(f"it has more than {LARGEST_DOCUMENT} bytes")
     if b"<!ENTITY" in document:
         raise DescriptionError("it declares entities")
-    builder = ET.TreeBuilder(insert_comments=True)
+    builder = _Builder(insert_comments=True)
     # Without declarations of its own a document has the five usual entities only: nothing grows when it is read.
     parser = ET.XMLParser(target=builder)  # noqa: S314
     try:
@@ -223,6 +223,28 @@ def _parse(document: bytes) -> ET.Element:
     if not isinstance(root, ET.Element):
         raise DescriptionError("it is empty")
     return root
+
+
+class _Builder(ET.TreeBuilder):
+    """Builds a tree that keeps the notices in front of a document: they move into it."""
+
+    _early: tuple[str, ...] = ()
+    _begun = False
+
+    def start(self, tag: str, attrs: dict[str, str], /) -> ET.Element:
+        self._begun = True
+        return super().start(tag, attrs)
+
+    def comment(self, text: str | None, /) -> ET.Element:
+        if not self._begun:
+            self._early = (*self._early, text or "")
+        return super().comment(text)
+
+    def close(self) -> ET.Element:
+        root = super().close()
+        for index, text in enumerate(self._early):
+            root.insert(index, ET.Comment(text))
+        return root
 
 
 def includes(document: bytes) -> tuple[str, ...]:
@@ -244,7 +266,8 @@ def flatten(main: str, documents: Mapping[str, bytes]) -> bytes:
     """
     root = _flattened(main, documents, ())
     ET.indent(root, "")
-    return b'<?xml version="1.0"?>\n' + ET.tostring(root, encoding="us-ascii")
+    text: bytes = ET.tostring(root, encoding="us-ascii")
+    return b'<?xml version="1.0"?>\n' + text
 
 
 def _flattened(name: str, documents: Mapping[str, bytes], outer: tuple[str, ...]) -> ET.Element:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from dataclasses import replace
 from random import Random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rsp import grammar
-from rsp.stub import DESCRIPTION, REGISTERS, Machine, memory_at, packet
+from rsp.kgdb import Kgdb
+from rsp.stub import REGISTERS, Machine, memory_at, packet
+from rsp.target import PlainTarget
 
 from gdbstubs.client import State, StubClient
-from gdbstubs.dialects import PLAIN, QEMU, Dialect
+from gdbstubs.dialects import KGDB, PLAIN, QEMU, RELAY, Dialect
 from gdbstubs.errors import EBUSY, EIO, ESRCH, LinkFailed, RemoteProtocolError, TargetError
 from gdbstubs.registers import parse_description
+from gdbstubs.server import Server
 from gdbstubs.target import (
     Action,
     Breakpoint,
@@ -26,6 +29,10 @@ from gdbstubs.target import (
     Thread,
     ThreadId,
 )
+from gdbstubs.x86 import X86_64
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 ONE, TWO = ThreadId(1), ThreadId(2)
 TEXT = REGISTERS.hex().encode()
@@ -44,6 +51,11 @@ class Bench:
         self.words: list[str] = []
         self.client = StubClient(dialect, self.words.append)
         self.answers: list[Any] = []
+        self.inner = 0
+        self.client.on_inner_step = self.stepped
+
+    def stepped(self) -> None:
+        self.inner += 1
 
     def connect(self) -> Bench:
         self.machine.connect()
@@ -605,3 +617,438 @@ def test_nothing_follows_a_detach_at_a_stop(bench: Bench) -> None:
     bench.exchange()
     assert bench.seen() == [b"D;1"]
     assert bench.machine.running
+
+
+# ── the registers' order ────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_description_is_served_before_there_is_a_connection() -> None:
+    client = StubClient(QEMU, lambda words: None)
+    answers: list[Any] = []
+    client.read_description("target.xml", answers.append)
+    assert answers == [X86_64.document]
+    assert client.register_text_length == 1216
+    text = client.unavailable_registers()
+    assert len(text) == 1216
+    values = X86_64.values(text)
+    assert values.pop("rip") == 0, "gdb cannot attach without one"
+    assert set(values.values()) == {None}
+    nothing = StubClient(PLAIN, lambda words: None)
+    nothing.read_description("target.xml", answers.append)
+    assert isinstance(answers[-1], TargetError)
+    assert nothing.unavailable_registers() == b""
+
+
+def test_what_was_served_first_holds_when_the_stub_has_another_layout() -> None:
+    bench = Bench()
+    assert bench.ask(bench.client.read_description, "target.xml") == X86_64.document
+    bench.connect()
+    assert bench.ask(bench.client.read_description, "target.xml") == X86_64.document
+    text = bench.ask(bench.client.read_registers, ONE)
+    assert len(text) == 1216
+    for name, value in (
+        ("rax", TEXT[:16]),
+        ("rip", TEXT[48:64]),
+        ("cs", TEXT[72:80]),
+        ("xmm0", TEXT[96:128]),
+    ):
+        assert X86_64.names[name].of(text) == value
+    assert set(X86_64.names["r8"].of(text)) == {ord("x")}
+    assert bench.ask(bench.client.program_counter, ONE) == int.from_bytes(REGISTERS[24:32], "little")
+    bench.seen()
+    assert (
+        bench.ask(bench.client.read_register, ONE, X86_64.names["rip"].number) == TEXT[:16]
+    )  # it has no other
+    assert bench.ask(bench.client.read_register, ONE, X86_64.names["r8"].number) == b"xx" * 8
+    assert isinstance(bench.ask(bench.client.read_register, ONE, 1000), TargetError)
+    assert bench.ask(bench.client.write_register, ONE, X86_64.names["rip"].number, b"\1" * 8) is None
+    assert isinstance(
+        bench.ask(bench.client.write_register, ONE, X86_64.names["r8"].number, b"\1" * 8), TargetError
+    )
+    assert bench.seen() == [b"p3", b"P3=0101010101010101"]
+    assert bench.ask(bench.client.write_registers, ONE, b"\2" * 608) is None
+    assert bench.seen() == [b"g", b"G" + b"02" * 64]
+
+
+def test_a_description_is_learnt_once_as_long_as_the_stub_stays_the_same(bench: Bench) -> None:
+    bench.client.closed("lost")
+    bench.machine.close()
+    bench.connect()
+    assert [one for one in bench.seen() if one.startswith(b"qXfer")] == [
+        b"qXfer:features:read:target.xml:0,fe0"
+    ]
+    assert bench.ask(bench.client.read_registers, ONE) == TEXT
+
+
+def test_registers_never_grow_longer_than_sessions_were_told(bench: Bench) -> None:
+    whole = bench.client.register_text_length
+    assert whole == len(TEXT)
+    bench.machine.registers = bytearray(40)
+    assert bench.ask(bench.client.read_registers, ONE) == b"00" * 40
+    assert len(bench.client.unavailable_registers()) == 80
+    bench.machine.registers = bytearray(64)
+    bench.client.forget_registers()
+    assert bench.ask(bench.client.read_registers, ONE) == b"00" * 40
+
+
+def test_a_stub_whose_description_makes_no_sense_counts_as_one_that_has_none() -> None:
+    bench = Bench(machine=Machine(documents={b"target.xml": b"<target>"})).connect()
+    assert bench.answers == [Halted(5, ONE)]
+    assert bench.ask(bench.client.read_description, "target.xml") == X86_64.document
+
+
+# ── ranges ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def ranged(start: int, end: int) -> tuple[Action, ...]:
+    return Action(Motion.STEP, ONE, (start, end)), Action(Motion.CONTINUE)
+
+
+def walk(bench: Bench, path: list[int], steps: int = 100) -> list[Any]:
+    """Step the range from 0x2000 to 0x2010 along a path."""
+    stops: list[Any] = []
+    bench.machine.path = path
+    bench.client.resume(ranged(0x2000, 0x2010), stops.append)
+    bench.exchange()
+    for _ in range(steps):
+        if stops:
+            break
+        bench.machine.advance()
+        bench.exchange()
+    return stops
+
+
+def test_a_range_is_made_of_steps_and_one_stop(bench: Bench) -> None:
+    stops = walk(bench, [0x2004, 0x2008, 0x2000, 0x200F, 0x2010, 0x3000])
+    assert stops == [Halted(5, ONE)]
+    assert bench.inner == 4
+    step = [b"vCont;s:p1.1;c", b"Hgp1.1", b"g"]
+    assert bench.seen() == 5 * step, "nothing but steps, and where they led"
+    assert not bench.machine.spoilt
+    assert bench.ask(bench.client.program_counter, ONE) == 0x2010
+    assert bench.seen() == [], "known from the last step"
+
+
+def test_a_range_ends_at_a_breakpoint_inside_it(bench: Bench) -> None:
+    bench.ask(bench.client.insert, Breakpoint(BreakpointKind.SOFTWARE, 0x2008, 1))
+    assert walk(bench, [0x2004, 0x2008, 0x2009]) == [Halted(5, ONE)]
+    assert bench.inner == 1
+
+
+@pytest.mark.parametrize(
+    "reply", [b"T02thread:p01.01;", b"T05thread:p01.02;", b"T05thread:p01.01;swbreak:;", b"W00"]
+)
+def test_a_range_ends_with_a_stop_that_is_no_step(bench: Bench, reply: bytes) -> None:
+    stops: list[Any] = []
+    bench.client.resume(ranged(0x2000, 0x2010), stops.append)
+    bench.exchange()
+    bench.client.receive(packet(reply))
+    assert len(stops) == 1
+    assert bench.inner == 0
+
+
+def test_a_range_is_interrupted_wherever_it_is(bench: Bench) -> None:
+    for moment in range(3):
+        stops: list[Any] = []
+        bench.machine.path = [0x2000] * 50
+        bench.client.resume(ranged(0x2000, 0x2010), stops.append)
+        bench.exchange()
+        bench.machine.advance()
+        if moment == 0:
+            # The interrupt meets a target that runs.
+            bench.exchange()
+            bench.client.interrupt()
+        elif moment == 1:
+            # It crosses the step's stop.
+            bench.client.interrupt()
+        else:
+            # It comes while the program counter is asked for.
+            bench.client.receive(bytes(bench.machine.output))
+            bench.machine.output.clear()
+            assert bench.client.is_resuming
+            bench.client.interrupt()
+        bench.exchange()
+        assert stops == [Halted(2, ONE)], moment
+        assert bench.client.interrupt_sent
+        bench.exchange()
+        assert not bench.machine.running
+
+
+def test_a_range_that_is_lost_ends(bench: Bench) -> None:
+    for between in (False, True):
+        stops: list[Any] = []
+        bench.machine.path = [0x2000] * 50
+        bench.client.resume(ranged(0x2000, 0x2010), stops.append)
+        bench.exchange()
+        if between:
+            bench.machine.advance()
+            bench.client.receive(bytes(bench.machine.output))
+        bench.client.closed("lost")
+        assert stops == [Ended(words="lost")]
+        bench.machine.close()
+        bench.connect()
+
+
+def test_a_range_is_left_to_a_stub_that_knows_it() -> None:
+    bench = Bench(machine=Machine(resumes=b"vCont;c;C;s;S;r")).connect()
+    bench.seen()
+    assert walk(bench, [0x2010]) == [Halted(5, ONE)]
+    assert bench.seen()[0] == b"vCont;r2000,2010:p1.1;c"
+
+
+def test_a_range_of_a_stub_that_hides_its_registers_is_one_step() -> None:
+    bench = Bench(machine=Machine(documents={b"target.xml": b"<target>"})).connect()
+    assert walk(bench, [0x2004]) == [Halted(5, ONE)], "the program counter lies beyond what it sends"
+
+
+def test_what_was_asked_before_a_range_is_asked_ahead_after_it(bench: Bench) -> None:
+    bench.ask(bench.client.list_threads)
+    walk(bench, [0x2004, 0x2010])
+    asked = bench.seen()
+    assert asked.index(b"qfThreadInfo", 1) > asked.index(b"g")
+    bench.ask(bench.client.list_threads)
+    assert bench.seen() == []
+
+
+# ── backwards ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_ways_backwards_are_taken_where_the_stub_has_them() -> None:
+    features = b"vContSupported+;ReverseStep+;ReverseContinue+"
+    bench = Bench(machine=Machine(features=features)).connect()
+    assert bench.client.reverses
+    bench.seen()
+    for motion, payload in ((Motion.REVERSE_STEP, b"bs"), (Motion.REVERSE_CONTINUE, b"bc")):
+        stops: list[Any] = []
+        bench.client.resume((Action(motion),), stops.append)
+        bench.exchange()
+        assert bench.seen() == [payload]
+        bench.client.receive(packet(b"T05thread:p01.01;replaylog:begin;"))
+        assert stops == [Halted(5, ONE, ("replaylog", "begin"))]
+        bench.machine.running = False
+    assert isinstance(
+        bench.ask(bench.client.resume, (Action(Motion.REVERSE_STEP), Action(Motion.CONTINUE))), TargetError
+    )
+
+
+def test_ways_backwards_are_refused_in_words_where_there_are_none(bench: Bench) -> None:
+    assert not bench.client.reverses
+    for motion in (Motion.REVERSE_STEP, Motion.REVERSE_CONTINUE):
+        assert "backwards" in str(error(bench.ask(bench.client.resume, (Action(motion),))))
+    assert bench.seen() == []
+    assert bench.client.state is State.STOPPED
+
+
+# ── kgdb ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Line:
+    """A client on a kernel's own stub."""
+
+    def __init__(self, *, connected: bool = False) -> None:
+        self.kernel = Kgdb(connected=connected)
+        self.words: list[str] = []
+        self.client = StubClient(KGDB, self.words.append, self.kernel.break_in)
+        self.answers: list[Any] = []
+
+    def connect(self, *, running: bool | None = None) -> Line:
+        self.client.connected(self.answers.append, running=running)
+        self.exchange()
+        return self
+
+    def exchange(self) -> None:
+        for _ in range(1000):
+            data = self.client.take_output()
+            self.kernel.receive(data)
+            said = bytes(self.kernel.output)
+            self.kernel.output.clear()
+            if not data and not said:
+                return
+            self.client.receive(said)
+        raise AssertionError("it never ends")
+
+    def ask(self, operation: Any, *arguments: Any) -> Any:
+        count = len(self.answers)
+        operation(*arguments, self.answers.append)
+        self.exchange()
+        assert len(self.answers) == count + 1
+        return self.answers[-1]
+
+
+SHADOW = ThreadId(0xFFFFFFFE)
+
+
+@pytest.mark.parametrize("connected", [False, True], ids=["fresh", "left by a debugger that vanished"])
+def test_a_kernel_is_broken_into_and_greeted(connected: bool) -> None:
+    line = Line(connected=connected).connect()
+    assert line.answers == [Halted(5, SHADOW)]
+    assert line.kernel.seen == [b"?", b"qC"]
+    assert line.client.state is State.STOPPED
+
+
+def test_the_words_of_kdb_before_the_first_packet_are_noise() -> None:
+    line = Line()
+    line.client.connected(line.answers.append)
+    line.client.receive(b"\r\nEntering kdb (current=0xffff9bbfc01e3140, pid 0) due to NMI\r\n[1]kdb> $#")
+    line.exchange()
+    assert line.answers == [Halted(5, SHADOW)]
+
+
+def test_a_kernel_that_stands_is_not_broken_into() -> None:
+    line = Line()
+    line.kernel.in_debugger = True
+    line.client = StubClient(KGDB, line.words.append, lambda: pytest.fail("broken into"))
+    line.connect(running=False)
+    assert line.answers == [Halted(5, SHADOW)]
+
+
+def test_a_greeting_that_the_kernel_was_too_slow_for_is_sent_again() -> None:
+    line = Line()
+    line.client = StubClient(KGDB, line.words.append, lambda: None)
+    line.connect()
+    assert line.answers == []
+    line.kernel.break_in()
+    assert line.client.deadline == 3.0
+    line.client.now = 3.0
+    line.client.expire()
+    line.exchange()
+    assert line.answers == [Halted(5, SHADOW)]
+
+
+def test_a_kernel_s_registers_come_in_the_order_of_the_full_description() -> None:
+    line = Line().connect()
+    client = line.client
+    assert line.ask(client.read_description, "target.xml") == X86_64.document
+    text = line.ask(client.read_registers, SHADOW)
+    assert len(text) == client.register_text_length == 1216
+    assert text[:312] == bytes(range(156)).hex().encode()
+    assert set(text[312:]) == {ord("x")}
+    written = bytes([7] * 608)
+    assert line.ask(client.write_registers, SHADOW, written) is None
+    assert line.kernel.registers == bytes([7] * 156)
+    assert line.ask(client.write_register, SHADOW, 17, b"\1\2\3\4") is None
+    assert line.kernel.registers[136:140] == b"\1\2\3\4"
+    assert line.ask(client.read_register, SHADOW, 17) == b"01020304"
+    assert line.ask(client.read_register, SHADOW, 25) == b"xx" * 8
+
+
+def test_a_kernel_s_threads_are_tasks_and_processors() -> None:
+    line = Line().connect()
+    assert line.ask(line.client.is_alive, ThreadId(0x3F)) is True
+    assert line.ask(line.client.is_alive, ThreadId(0x40)) is False
+    threads = line.ask(line.client.list_threads)
+    assert threads[0] == Thread(SHADOW, "shadowCPU0")
+    assert threads[-1] == Thread(ThreadId(0x3F), "sh")
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.binary(min_size=1, max_size=3000))
+def test_a_kernel_s_memory_is_written_in_binary(data: bytes) -> None:
+    line = Line().connect()
+    assert line.ask(line.client.write_memory, SHADOW, 0x2000, data) is None
+    assert line.ask(line.client.read_memory, SHADOW, 0x2000, len(data)) == data
+    assert sum(one.startswith(b"X") for one in line.kernel.seen) > 1
+    assert not any(one.startswith(b"M") for one in line.kernel.seen)
+
+
+def test_a_kernel_steps_the_thread_that_stopped_and_no_other() -> None:
+    line = Line().connect()
+    client = line.client
+    refused = line.ask(client.resume, (Action(Motion.STEP, ThreadId(0x3F)), Action(Motion.CONTINUE)))
+    assert "kgdb steps the thread that stopped only" in str(error(refused))
+    line.kernel.path = [0x2004, 0x2008, 0x3000]
+    ranged_step = (Action(Motion.STEP, SHADOW, (0x2000, 0x2010)), Action(Motion.CONTINUE))
+    assert line.ask(client.resume, ranged_step) == Halted(5, SHADOW)
+    assert line.ask(client.program_counter, SHADOW) == 0x3000
+    assert [one for one in line.kernel.seen if one[:1] in b"sc"] == [b"s"] * 3
+    assert not any(one.startswith(b"Hc") for one in line.kernel.seen)
+
+
+def test_a_kernel_is_interrupted_by_breaking_in() -> None:
+    line = Line().connect()
+    line.client.resume(GO, line.answers.append)
+    line.exchange()
+    assert not line.kernel.in_debugger
+    line.client.interrupt()
+    assert b"\x03" not in line.client.take_output()
+    line.exchange()
+    assert line.answers[-1] == Halted(5, SHADOW)
+    assert line.client.interrupt_sent
+    nobody = StubClient(KGDB, line.words.append)
+    nobody.state = State.RUNNING
+    nobody.interrupt()
+    assert "cannot be interrupted" in line.words[-1]
+
+
+def test_a_kernel_is_let_go_by_a_detach() -> None:
+    line = Line().connect()
+    assert line.ask(line.client.insert, HERE) is None
+    assert line.ask(line.client.detach) is None
+    assert not line.kernel.in_debugger
+    assert not line.kernel.connected
+    assert not line.kernel.breakpoints
+
+
+# ── another relay ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+def served() -> tuple[StubClient, Server, PlainTarget, Callable[[], None]]:
+    """A client on our own server half, on a target that is memory and registers."""
+    target = PlainTarget()
+    server = Server(target, lambda command, done: done(f"you said {command}\n"))
+    words: list[str] = []
+    client = StubClient(RELAY, words.append)
+
+    def exchange() -> None:
+        for _ in range(1000):
+            data, said = client.take_output(), server.take_output()
+            if not data and not said:
+                return
+            server.receive(data)
+            client.receive(said)
+        raise AssertionError("it never ends")
+
+    return client, server, target, exchange
+
+
+def test_another_relay_is_asked_in_its_own_modern_words() -> None:
+    client, _, target, exchange = served()
+    answers: list[Any] = []
+    client.connected(answers.append)
+    exchange()
+    assert answers == [Halted(5, ONE)]
+    answers.clear()
+    client.read_memory(ONE, 0x1000, 70000, answers.append)
+    client.list_threads(answers.append)
+    client.monitor("status", answers.append)
+    client.write_memory(ONE, 0x2000, bytes(range(256)), answers.append)
+    exchange()
+    data, threads, said, written = answers
+    assert data == memory_at(0x1000, 70000)
+    assert threads == target.threads
+    assert said == "you said status\n"
+    assert written is None
+    assert ("M", ONE, 0x2000, bytes(range(256))) in target.calls
+    client.resume((Action(Motion.STEP, ONE, (0x10, 0x20)), Action(Motion.CONTINUE)), answers.append)
+    exchange()
+    assert target.calls[-1][0] == "resume"
+    target.halt(Halted(5, TWO))
+    exchange()
+    assert answers[-1] == Halted(5, TWO)
+
+
+def test_a_stub_s_words_are_no_answer(bench: Bench) -> None:
+    bench.client.read_registers(ONE, bench.answers.append)
+    bench.client.receive(packet(b"O" + b"hello".hex().encode()))
+    assert bench.words == ["hello"]
+    bench.exchange()
+    assert bench.answers[-1] == TEXT
+
+
+def test_what_a_command_prints_has_a_limit(bench: Bench) -> None:
+    bench.client.monitor("help", bench.answers.append)
+    printed = packet(b"O" + b"41" * 200_000)
+    for _ in range(5):
+        bench.client.receive(printed)
+    with pytest.raises(RemoteProtocolError, match="printed more than"):
+        bench.client.receive(printed)

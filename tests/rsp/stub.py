@@ -79,6 +79,7 @@ class Machine:
     """Where the program counter is after each of the steps to come."""
     features: bytes = b"qXfer:features:read+;vContSupported+;multiprocess+"
     resumes: bytes = b"vCont;c;C;s;S"
+    documents: dict[bytes, bytes] = field(default_factory=lambda: dict(DOCUMENTS))
     _unacknowledged: bytes = b""
     _buffer: bytes = b""
     _threads_left: int = 0
@@ -196,9 +197,7 @@ class Machine:
                 self._breakpoint(letter == b"Z", rest)
             case b"D":
                 self._detach(rest)
-            case b"b":
-                self.start(by_stub=True)
-            case b"c" | b"s":
+            case b"b" | b"c" | b"s":
                 self._resume({1} if letter == b"s" else set())
             case _:
                 self._say(b"")
@@ -262,7 +261,7 @@ class Machine:
 
     def _object(self, payload: bytes) -> None:
         _, kind, _, annex, where = payload.split(b":")
-        document = DOCUMENTS.get(annex)
+        document = self.documents.get(annex)
         if kind != b"features" or document is None:
             self._say(b"E00")
             return
