@@ -216,3 +216,60 @@ def test_the_record_outlives_a_killed_relay(relay: RelayProcess) -> None:
     assert after[: len(before)] == before
     assert "killed" in after[len(before)]["words"]
     assert after[-1]["words"] == "not known here"
+
+
+# -- a real gdb and a real stub ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def machine() -> Iterator[RelayProcess]:
+    """A relay with `vm`, a QEMU without a kernel, before its first instruction."""
+    relay = RelayProcess()
+    qmp = relay.dir / "qmp"
+    relay.write_config(f'[guests.vm]\nqmp = "unix:{qmp}"\n')
+    qemu = subprocess.Popen(
+        ["qemu-system-x86_64", "-S", "-M", "pc,accel=tcg", "-m", "32", "-nodefaults", "-display", "none",
+         "-qmp", f"unix:{qmp},server=on,wait=off"],
+        stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        wait_for(qmp.exists, "QEMU's monitor")
+        relay.start(line=False)
+        wait_for(lambda: relay.json("GET", "/guests/vm")[1]["state"] == "paused", "the machine's state")
+        yield relay
+    finally:
+        relay.stop()
+        qemu.kill()
+        qemu.wait(20)
+    relay.close()
+
+
+@pytest.mark.qemu
+@pytest.mark.gdb
+def test_what_gdb_and_qemu_say_is_all_understood(machine: RelayProcess) -> None:
+    commands = [
+        f"target remote {machine.runtime / 'vm' / 'gdb'}", "info registers", "x/16x 0xffff0", "stepi",
+        "info threads", "hbreak *0x7c00", "set *(char *) 0x1000 = 1", "monitor help", "detach",
+    ]  # fmt: skip
+    arguments = [word for each in commands for word in ("-ex", each)]
+    done = subprocess.run(
+        ["gdb", "-nx", "-batch", *arguments], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert "detached" in done.stdout, done.stdout + done.stderr
+    shown = machine.run("trace", "vm", "--json")
+    lines = [json.loads(line) for line in shown.stdout.splitlines()]
+    packets = [line for line in lines if line["kind"] == "packet"]
+    assert {line["session"] for line in packets} == {ME, "stub"}
+    # Each has words, but for a reply of QEMU's own to a question of QEMU's own.
+    assert {line["packet"] for line in packets if not line["words"]} <= {"0x7"}
+    # Nothing was lost on the way: only words about the record stand between the packets.
+    assert {line["kind"] for line in lines} - {"packet"} <= {"record"}
+    for session in (ME, "stub"):
+        said = [(line["from"], line["words"]) for line in packets if line["session"] == session]
+        assert ("stub", "stopped: SIGTRAP, thread 1") in said
+    own = [line["words"] for line in packets if line["session"] == ME]
+    assert own[-2:] == ["detach", "done"]
+    assert "read all registers" in own
+    assert "monitor help" in own
+    assert any(words.startswith("write 1 byte at 1000") for words in own)
+    assert any(words.startswith('says "') for words in own)
