@@ -64,10 +64,10 @@ class Silent(AssertionError):
 class Debugger:
     """One running debugger; use `debugger` to start one.  It is killed at the end of the `with`."""
 
-    def __init__(self, make: Make, arguments: list[str], env: Mapping[str, str]) -> None:
+    def __init__(self, make: Make, command: list[str], env: Mapping[str, str]) -> None:
         self.make = make
         self.process = subprocess.Popen(
-            [make.path(), *arguments], env=dict(env), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            command, env=dict(env), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
         self.said = ""
