@@ -13,15 +13,16 @@ Source: GDB manual, "Remote Protocol"; what gdb and LLDB make of each answer is 
 from __future__ import annotations
 
 import binascii
-import re
 from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
 from gdbstubs import objects
+from gdbstubs.encoding import encode_bare, encode_ok, encode_prefixed, stop_reply
 from gdbstubs.errors import EBUSY, EINVAL, ENOENT, ESRCH, LinkFailed, RemoteProtocolError, TargetError
 from gdbstubs.link import Link
+from gdbstubs.ordering import Place, Replies
 from gdbstubs.packets import Malformed, find, format_thread
 from gdbstubs.requests import (
     ChecksumMemory,
@@ -72,7 +73,7 @@ from gdbstubs.target import (
     Thread,
     ThreadId,
 )
-from gdbstubs.wire import Control, Notification, compress_run_length, escape
+from gdbstubs.wire import Control, Notification, compress_run_length
 from gdbstubs.words import (
     MOST_WORDS,
     WAITS_INSTEAD,
@@ -91,21 +92,10 @@ PACKET_SIZE: Final = 0x20000
 LONGEST_READ: Final = PACKET_SIZE // 2
 MOST_HELD: Final = 256
 """How many packets may wait behind a resume."""
-MOST_PENDING: Final = 1024
-"""How many requests may wait for the target's answers."""
 _SERVED: Final = (
     b"PacketSize=%x;QStartNoAckMode+;qXfer:features:read+;qXfer:threads:read+;vContSupported+;swbreak+;hwbreak+;"
     b"error-message+" % PACKET_SIZE
 )
-
-
-class _Slot:
-    """The place of one reply that is not known yet, in the order of the requests."""
-
-    __slots__ = ("payloads",)
-
-    def __init__(self) -> None:
-        self.payloads: tuple[bytes, ...] | None = None
 
 
 class Server:
@@ -131,8 +121,10 @@ class Server:
         self._monitor = monitor
         self._compress = compress
         self._link = Link(PACKET_SIZE, window=64)
-        self._slots: deque[_Slot] = deque()
+        self._replies = Replies(self._send)
         self._held: deque[bytes] = deque()
+        self._releasing = False
+        """Whether the packets that were held behind a resume are being handled."""
         self._words: deque[str] = deque(maxlen=MOST_WORDS)
         self._features: frozenset[str] = frozenset()
         self._debugger = Debugger.OLD_GDB
@@ -202,7 +194,7 @@ class Server:
             elif event is Control.OVERLONG:
                 if self.waiting:
                     raise RemoteProtocolError("an over-long packet was sent while the target runs")
-                self._reply(b"E%02x" % EINVAL)
+                self._replies.reply(b"E%02x" % EINVAL)
             elif isinstance(event, Notification):
                 raise RemoteProtocolError("a debugger sends no notifications")
 
@@ -227,7 +219,7 @@ class Server:
         found = find(payload)
         if found is None:
             self.unknown += 1
-            self._reply(b"")
+            self._replies.reply(b"")
             return
         row, arguments = found
         try:
@@ -242,22 +234,6 @@ class Server:
 
     # -- replies --------------------------------------------------------------------------------------------
 
-    def _reply(self, payload: bytes) -> None:
-        if self._slots:
-            slot = self._slot()
-            slot.payloads = (payload,)
-            return
-        self._send(payload)
-
-    def _add(self, payload: bytes) -> None:
-        """Send what answers a resume, behind the replies to what was asked before it."""
-        if self._slots:
-            slot = _Slot()
-            slot.payloads = (payload,)
-            self._slots.append(slot)
-        else:
-            self._send(payload)
-
     def _send(self, payload: bytes) -> None:
         if self._compress and len(payload) > 16:
             payload = compress_run_length(payload)
@@ -271,30 +247,18 @@ class Server:
         self.failed = str(error)
         self.finished = True
 
-    def _slot(self) -> _Slot:
-        if len(self._slots) >= MOST_PENDING:
-            raise LinkFailed(f"more than {MOST_PENDING} requests wait for an answer")
-        slot = _Slot()
-        self._slots.append(slot)
-        return slot
-
-    def _fill(self, slot: _Slot, *payloads: bytes) -> None:
-        if self.finished:
-            return
-        slot.payloads = payloads
-        slots = self._slots
-        while slots and (ready := slots[0].payloads) is not None:
-            slots.popleft()
-            for payload in ready:
-                self._send(payload)
+    def _fill(self, place: Place, *payloads: bytes) -> None:
+        if not self.finished:
+            self._replies.fill(place, payloads)
 
     def _refuse(self, refused: Request | type[Request], error: TargetError) -> None:
         if refused is Resume:
             self.waiting = True
+            self._steps = False
             self._stop_arrived(error)
             return
         for payload in self._error(refused, error):
-            self._reply(payload)
+            self._replies.reply(payload)
 
     def _error(self, refused: Request | type[Request], error: TargetError) -> tuple[bytes, ...]:
         refusal = refuse(self._debugger, refused, error)
@@ -302,22 +266,22 @@ class Server:
             self.say(refusal.later)
         return refusal.payloads
 
-    def _answer(self, request: Request, slot: _Slot, encode: Callable[[Any], bytes], result: object) -> None:
+    def _answer(self, request: Request, place: Place, encode: Callable[[Any], bytes], result: object) -> None:
         if isinstance(result, TargetError):
-            self._fill(slot, *self._error(request, result))
+            self._fill(place, *self._error(request, result))
         else:
-            self._fill(slot, encode(result))
+            self._fill(place, encode(result))
 
     def _ok(self, request: Request) -> Callable[[TargetError | None], None]:
         """Return a reply function that answers ``OK`` or the error."""
-        return partial(self._answer, request, self._slot(), _encode_ok)
+        return partial(self._answer, request, self._replies.reserve(), encode_ok)
 
     def say(self, words: str) -> None:
         """Tell the user: at once while the debugger waits for a stop, else before the next stop reply."""
         if self.finished:
             return
-        if self.waiting:
-            self._add(console_output(words))
+        if self.waiting and not self._replies.is_full:
+            self._replies.append(console_output(words))
         elif words not in self._words:
             self._words.append(words)
 
@@ -334,13 +298,13 @@ class Server:
     def _supported(self, request: Supported) -> None:
         self._features = request.features
         self._debugger = recognise(request.features)
-        slot = self._slot()
+        place = self._replies.reserve()
 
         def attached(result: TargetError | None) -> None:
             if result is not None:
                 # Here gdb shows the words of an error; to a refused '?' it would listen for ever.  It must be
                 # able to acknowledge first, or it reports a broken pipe instead: close at its next packet.
-                self._fill(slot, *self._error(request, result))
+                self._fill(place, *self._error(request, result))
                 self._dismissed = True
                 return
             features = _SERVED
@@ -350,42 +314,42 @@ class Server:
                 features += b";binary-upload+"
             if self._target.reverses:
                 features += b";ReverseStep+;ReverseContinue+"
-            self._fill(slot, features)
+            self._fill(place, features)
 
         self._target.attach(attached)
 
     def _start_no_ack(self, request: StartNoAck) -> None:
-        self._reply(b"OK")
+        self._replies.reply(b"OK")
         self._link.start_no_ack()
 
     def _enable_error_strings(self, request: EnableErrorStrings) -> None:
         self._debugger = Debugger.LLDB
-        self._reply(b"OK")
+        self._replies.reply(b"OK")
 
     def _non_stop(self, request: NonStop) -> None:
         if request.on:
             self._refuse(request, not_served(request))
         else:
-            self._reply(b"OK")
+            self._replies.reply(b"OK")
 
     def _describe(
         self, tell: Callable[[bytes | None], bytes], request: DescribeHost | DescribeProcess
     ) -> None:
-        slot = self._slot()
+        place = self._replies.reserve()
 
         def arrived(description: bytes | TargetError | None) -> None:
-            self._fill(slot, b"" if isinstance(description, TargetError) else tell(description))
+            self._fill(place, b"" if isinstance(description, TargetError) else tell(description))
 
         self._target.read_description("target.xml", arrived)
 
     def _offers_symbols(self, request: OffersSymbols) -> None:
-        self._reply(b"OK")
+        self._replies.reply(b"OK")
 
     def _was_attached(self, request: WasAttached) -> None:
-        self._reply(b"1")
+        self._replies.reply(b"1")
 
     def _which_resumes(self, request: WhichResumes) -> None:
-        self._reply(b"vCont;c;C;s;S;r")
+        self._replies.reply(b"vCont;c;C;s;S;r")
 
     def _select_thread(self, request: SelectThread) -> None:
         if request.general:
@@ -394,25 +358,25 @@ class Server:
             self._resuming = request.thread
         # An error here is ignored by gdb, which then shows one thread's registers as another's: a thread that
         # does not exist is refused by the next request that needs it.
-        self._reply(b"OK")
+        self._replies.reply(b"OK")
 
     def _monitor_command(self, request: Monitor) -> None:
-        slot = self._slot()
+        place = self._replies.reserve()
 
         def answered(answer: str) -> None:
             text = "".join(f"{words}\n" for words in self._words) + answer
             self._words.clear()
             pieces = [text[start : start + 4096] for start in range(0, len(text), 4096)]
-            self._fill(slot, *(b"O" + binascii.hexlify(piece.encode()) for piece in pieces), b"OK")
+            self._fill(place, *(b"O" + binascii.hexlify(piece.encode()) for piece in pieces), b"OK")
 
         self._monitor(request.command, answered)
 
     def _detach(self, request: Detach) -> None:
-        slot = self._slot()
+        place = self._replies.reserve()
 
         def detached(result: TargetError | None) -> None:
             # A refusal would keep gdb's user from leaving at all.
-            self._fill(slot, b"OK")
+            self._fill(place, b"OK")
             self.finished = True
 
         self._target.detach(detached)
@@ -420,7 +384,7 @@ class Server:
     def _kill(self, request: Kill) -> None:
         if self._debugger is Debugger.LLDB:
             # It waits for a reply, shows one that it does not expect, and takes the process for gone whatever comes.
-            self._reply(killed_nothing())
+            self._replies.reply(killed_nothing())
         self.finished = True
 
     def _kill_process(self, request: KillProcess) -> None:
@@ -431,26 +395,26 @@ class Server:
 
     def _current_thread(self, request: CurrentThread) -> None:
         thread = self._stopped_thread
-        self._reply(b"" if thread is None else b"QC" + format_thread(thread))
+        self._replies.reply(b"" if thread is None else b"QC" + format_thread(thread))
 
     def _is_alive(self, request: IsAlive) -> None:
-        slot = self._slot()
+        place = self._replies.reserve()
 
         def told(result: bool | TargetError) -> None:
             # gdb forgets a thread at any error: one of which nothing can be learned now is still there.
-            self._fill(slot, b"E%02x" % ESRCH if result is False else b"OK")
+            self._fill(place, b"E%02x" % ESRCH if result is False else b"OK")
 
         self._target.is_alive(request.thread, told)
 
     def _list_threads(self, request: ListThreads) -> None:
         if not request.first:
-            self._reply(self._next_threads())
+            self._replies.reply(self._next_threads())
             return
-        slot = self._slot()
+        place = self._replies.reserve()
 
         def listed(result: tuple[Thread, ...] | TargetError) -> None:
             self._thread_ids = deque(self._threads_or_known(request, result))
-            self._fill(slot, self._next_threads())
+            self._fill(place, self._next_threads())
 
         self._target.list_threads(listed)
 
@@ -474,32 +438,32 @@ class Server:
         return b"m" + b",".join(format_thread(self._thread_ids.popleft().id) for _ in range(count))
 
     def _thread_extra(self, request: ThreadExtra) -> None:
-        slot = self._slot()
+        place = self._replies.reserve()
 
         def listed(result: tuple[Thread, ...] | TargetError) -> None:
             if isinstance(result, TargetError):
-                self._fill(slot, *self._error(request, result))
+                self._fill(place, *self._error(request, result))
                 return
             said = next((one.extra for one in result if one.id == request.thread), "")
-            self._fill(slot, binascii.hexlify(said.encode()))
+            self._fill(place, binascii.hexlify(said.encode()))
 
         self._target.list_threads(listed)
 
     def _transfer(self, request: Transfer) -> None:
         cached = self._object
         if request.offset and cached is not None and cached[:2] == (request.kind, request.annex):
-            self._reply(objects.piece(cached[2], request.offset, min(request.length, LONGEST_READ)))
+            self._replies.reply(objects.piece(cached[2], request.offset, min(request.length, LONGEST_READ)))
             return
-        slot = self._slot()
+        place = self._replies.reserve()
 
         def arrived(data: bytes | TargetError | None) -> None:
             if data is None:
                 data = TargetError(ENOENT)
             if isinstance(data, TargetError):
-                self._fill(slot, *self._error(request, data))
+                self._fill(place, *self._error(request, data))
                 return
             self._object = (request.kind, request.annex, data)
-            self._fill(slot, objects.piece(data, request.offset, min(request.length, LONGEST_READ)))
+            self._fill(place, objects.piece(data, request.offset, min(request.length, LONGEST_READ)))
 
         match request.kind:
             case "features":
@@ -509,7 +473,7 @@ class Server:
                     lambda result: arrived(objects.threads_xml(self._threads_or_known(_LISTS, result)))
                 )
             case _:
-                self._fill(slot, b"")
+                self._fill(place, b"")
 
     # -- registers, memory, breakpoints ---------------------------------------------------------------------
 
@@ -520,24 +484,26 @@ class Server:
         return self._stopped_thread or ThreadId(1)
 
     def _read_registers(self, request: ReadRegisters) -> None:
-        self._target.read_registers(self._thread(), partial(self._registers, request, self._slot()))
+        self._target.read_registers(
+            self._thread(), partial(self._registers, request, self._replies.reserve())
+        )
 
     def _write_registers(self, request: WriteRegisters) -> None:
         self._target.write_registers(self._thread(), request.data, self._ok(request))
 
     def _read_register(self, request: ReadRegister) -> None:
         self._target.read_register(
-            self._thread(), request.number, partial(self._registers, request, self._slot())
+            self._thread(), request.number, partial(self._registers, request, self._replies.reserve())
         )
 
-    def _registers(self, request: Request, slot: _Slot, result: bytes | TargetError) -> None:
+    def _registers(self, request: Request, place: Place, result: bytes | TargetError) -> None:
         if not result:
             # gdb waits for another reply after an empty one, for ever.
             result = TargetError(EBUSY, "no registers are available now")
         if isinstance(result, TargetError):
-            self._fill(slot, *self._error(request, result))
+            self._fill(place, *self._error(request, result))
         else:
-            self._fill(slot, result)
+            self._fill(place, result)
 
     def _write_register(self, request: WriteRegister) -> None:
         self._target.write_register(self._thread(), request.number, request.value, self._ok(request))
@@ -545,17 +511,17 @@ class Server:
     def _read_memory(self, request: ReadMemory) -> None:
         if request.length == 0:
             # LLDB probes ``x0,0`` this way.
-            self._reply(b"OK" if request.binary else b"E%02x" % EINVAL)
+            self._replies.reply(b"OK" if request.binary else b"E%02x" % EINVAL)
             return
         if not request.binary:
             encode: Callable[[bytes], bytes] = binascii.hexlify
         else:
-            encode = _encode_prefixed if self._prefixes_binary else _encode_bare
+            encode = encode_prefixed if self._prefixes_binary else encode_bare
         self._target.read_memory(
             self._thread(),
             request.address,
             min(request.length, LONGEST_READ),
-            partial(self._answer, request, self._slot(), encode),
+            partial(self._answer, request, self._replies.reserve(), encode),
         )
 
     def _search_memory(self, request: SearchMemory) -> None:
@@ -573,19 +539,19 @@ class Server:
             self._refuse(request, TargetError(EBUSY, "another search is under way"))
             return
         self._sweeping = True
-        slot = self._slot()
+        place = self._replies.reserve()
 
         def done(result: TargetError | None) -> None:
             self._sweeping = False
             if result is None:
                 self._swept.add(type(request))
-                self._fill(slot, answer())
+                self._fill(place, answer())
             elif type(request) not in self._swept:
                 # Nothing was answered yet, so that gdb can still be told that the packet is unknown: it then does
                 # the work itself, in its own time, and can be interrupted.
-                self._fill(slot, b"")
+                self._fill(place, b"")
             else:
-                self._fill(slot, *self._error(request, result))
+                self._fill(place, *self._error(request, result))
 
         Sweep(
             partial(self._target.read_memory, self._thread()),
@@ -599,7 +565,7 @@ class Server:
     def _write_memory(self, request: WriteMemory) -> None:
         if not request.data:
             # gdb asks whether binary writes are known by writing nothing.
-            self._reply(b"OK")
+            self._replies.reply(b"OK")
             return
         self._target.write_memory(self._thread(), request.address, request.data, self._ok(request))
 
@@ -612,15 +578,15 @@ class Server:
     # -- stops ----------------------------------------------------------------------------------------------
 
     def _why_stopped(self, request: WhyStopped) -> None:
-        slot = self._slot()
+        place = self._replies.reserve()
 
         def told(stop: Stop | TargetError) -> None:
             if isinstance(stop, TargetError):
-                self._fill(slot, *self._error(request, stop))
+                self._fill(place, *self._error(request, stop))
                 self._dismissed = True
                 return
             self._note(stop)
-            self._fill(slot, self._stop_reply(stop))
+            self._fill(place, stop_reply(stop, self._features))
 
         self._target.why_stopped(told)
 
@@ -644,7 +610,7 @@ class Server:
 
     def _tell(self) -> None:
         while self._words:
-            self._add(console_output(self._words.popleft()))
+            self._replies.append(console_output(self._words.popleft()))
 
     def _stop_arrived(self, stop: Stop | TargetError) -> None:
         if self.finished or not self.waiting:
@@ -652,60 +618,36 @@ class Server:
         self._tell()
         if isinstance(stop, TargetError):
             words, stop = refused_stop(stop, self._stopped_thread)
-            self._add(words)
+            self._replies.append(words)
             self._repeats_step = self._steps and self._debugger is Debugger.LLDB
         elif stop.words:
-            self._add(console_output(stop.words))
+            self._replies.append(console_output(stop.words))
         if stop.signal != SIGINT:
             self._repeats_step = False
         self.waiting = False
         self._note(stop)
-        self._add(self._stop_reply(stop))
+        self._replies.append(stop_reply(stop, self._features))
         if isinstance(stop, Ended):
             self.finished = True
+        if self._releasing:
+            return
+        # A resume among them may be answered at once: it must not take out the rest within itself.
+        self._releasing = True
         try:
             while self._held and not self.waiting and not self.finished:
                 self._packet(self._held.popleft())
         except LinkFailed as error:
             self._fail(error)
+        finally:
+            self._releasing = False
 
     def _note(self, stop: Stop) -> None:
         self._thread_ids.clear()
         if isinstance(stop, Halted) and stop.thread not in (None, ALL_THREADS):
             self._stopped_thread = stop.thread
 
-    def _stop_reply(self, stop: Stop) -> bytes:
-        if isinstance(stop, Ended):
-            return b"X%02x" % (stop.signal & 0xFF) if stop.status is None else b"W%02x" % (stop.status & 0xFF)
-        reply = b"T%02x" % (stop.signal & 0xFF)
-        if stop.thread is not None:
-            reply += b"thread:%s;" % format_thread(stop.thread)
-        if stop.reason is not None and (
-            stop.reason[0] not in _ANNOUNCED or f"{stop.reason[0]}+" in self._features
-        ):
-            reply += f"{stop.reason[0]}:{stop.reason[1]};".encode("latin-1")
-        return reply
-
 
 _LISTS: Final = ListThreads(first=True)
-_ANNOUNCED: Final = ("swbreak", "hwbreak")
-"""Reasons that may be sent only to a debugger that announced them."""
-
-
-def _encode_ok(result: None) -> bytes:
-    return b"OK"
-
-
-def _encode_prefixed(data: bytes) -> bytes:
-    return b"b" + escape(data)
-
-
-_LIKE_A_REPLY: Final = re.compile(rb"OK|E[0-9a-fA-F]{2}(?:;.*)?", re.DOTALL)
-
-
-def _encode_bare(data: bytes) -> bytes:
-    # Memory that reads as an ``OK`` or an error cannot be told from one: fewer bytes than asked for can.
-    return escape(data[:1] if _LIKE_A_REPLY.fullmatch(data) else data)
 
 
 def _acts(request: Request) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -18,9 +20,10 @@ from rsp.stub import memory_at, packet
 from rsp.target import REGISTERS, PlainTarget
 
 from gdbstubs.errors import EBUSY, EIO, EPERM, LinkFailed, RemoteProtocolError, TargetError
+from gdbstubs.ordering import MOST_PENDING
 from gdbstubs.packets import LETTERS, NAMES, Malformed, Row, find
 from gdbstubs.rights import Right
-from gdbstubs.server import MOST_HELD, MOST_PENDING, PACKET_SIZE, Server
+from gdbstubs.server import MOST_HELD, PACKET_SIZE, Server
 from gdbstubs.target import Action, Breakpoint, BreakpointKind, Ended, Halted, Motion, ThreadId
 from gdbstubs.wire import escape
 
@@ -143,6 +146,26 @@ def test_too_many_packets_while_it_runs_end_the_connection() -> None:
         session.server.receive(packet(b"g"))
     with pytest.raises(RemoteProtocolError, match=f"more than {MOST_HELD} packets"):
         session.server.receive(packet(b"g"))
+
+
+@pytest.mark.parametrize("payload", [b"vCont;s:1", b"vCont;x"])
+def test_resumes_that_waited_and_are_refused_at_once_do_not_pile_up(payload: bytes) -> None:
+    session = Session()
+    session.send(b"QStartNoAckMode", b"vCont;c", *[payload] * MOST_HELD)
+    session.target.refusal = TargetError(EBUSY, "no")
+    room = (
+        len(inspect.stack()) + 60
+    )  # frames that handling all of them may take, far fewer than there are packets
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(room)
+    try:
+        session.target.halt(Halted(5, ONE))
+    finally:
+        sys.setrecursionlimit(limit)
+    session.flush()
+    assert [reply[:3] for reply in session.debugger.replies if reply[:1] == b"T"] == [b"T05"] + [
+        b"T02"
+    ] * MOST_HELD
 
 
 def test_an_interrupt_reaches_a_running_target_only() -> None:
