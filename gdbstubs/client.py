@@ -115,6 +115,7 @@ class StubClient:
         self._resuming = self._interrupt_wanted = False
         self._in_range = False
         self._announced: ThreadId | None = None
+        self._asked_again = False
         self._continuing = ANY_THREAD
         self._printed: list[str] | None = None
         self.steps = StepFlags(self._ask)
@@ -300,7 +301,7 @@ class StubClient:
         if letter in (b"T", b"S") and waiting[0] is not self._question:
             # QEMU reports the stop that connecting caused before anything was asked.
             return
-        if letter == b"T" and self.dialect.steps_current_only:
+        if letter == b"T" and self.dialect.steps_current_only and not self._asked_again:
             self._announced_stop(payload)
             return
         answer = waiting.popleft()
@@ -318,6 +319,7 @@ class StubClient:
         stop = as_stop(payload)
         if isinstance(stop, Halted):
             self._announced = stop.thread
+        self._asked_again = True
         self._link.send(b"?", self.now)
 
     def _print(self, payload: bytes) -> None:

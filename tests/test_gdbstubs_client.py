@@ -533,7 +533,10 @@ OPERATIONS = {
     "read_description": ("target.xml",),
     "resume": (STEP,),
     "detach": (),
+    "monitor": ("help",),
+    "program_counter": (ONE,),
 }
+RANGED = (Action(Motion.STEP, ONE, (0, 1 << 63)), Action(Motion.CONTINUE))
 WORDS = [
     b"",
     b"OK",
@@ -551,6 +554,11 @@ WORDS = [
     b"00",
     b"xx",
     b"T05",
+    b"T05thread:1;",
+    b"bxyz",
+    b"l<threads><thread id='1'>x</thread></threads>",
+    b"l<threads>",
+    TEXT,
     b"S",
     b"W00",
     b"O41",
@@ -564,15 +572,21 @@ WORDS = [
 
 @settings(deadline=None, max_examples=400)
 @given(
-    st.sampled_from(sorted(OPERATIONS)),
+    st.sampled_from((QEMU, KGDB, RELAY, PLAIN)),
+    st.sampled_from((*sorted(OPERATIONS), "range")),
     st.lists(st.one_of(st.sampled_from(WORDS), st.binary(max_size=12)), max_size=14),
     st.integers(0, 1 << 48),
 )
-def test_any_replies_end_in_an_answer_or_a_protocol_error(name: str, replies: list[bytes], seed: int) -> None:
-    bench = Bench().connect()
+def test_any_replies_end_in_an_answer_or_a_protocol_error(
+    dialect: Dialect, name: str, replies: list[bytes], seed: int
+) -> None:
+    bench = Bench(dialect).connect()
     client, chance = bench.client, Random(seed)
     answers: list[Any] = []
-    getattr(client, name)(*OPERATIONS[name], answers.append)
+    if name == "range":
+        client.resume(RANGED, answers.append)
+    else:
+        getattr(client, name)(*OPERATIONS[name], answers.append)
     try:
         for reply in replies:
             data = packet(bytes(byte for byte in reply if byte not in b"$#"))

@@ -37,7 +37,10 @@ _PIECE = re.compile(rb"\$([ml])([^#]*)#..", re.DOTALL)
 
 
 def _without_documents(data: bytes) -> bytes:
-    """Blank the register descriptions, which are long, another project's, and of no matter here."""
+    """Blank the stub's register descriptions, which are long and another project's.
+
+    The relay never sees them either, and serves its own: what was recorded can then be played back.
+    """
 
     def blank(match: re.Match[bytes]) -> bytes:
         kind, text = match.groups()
@@ -49,16 +52,12 @@ def _without_documents(data: bytes) -> bytes:
     return _PIECE.sub(blank, data)
 
 
-def _text(data: bytes) -> str:
-    return to_text(_without_documents(data))
-
-
 def _outcome(effect: effects.Effect) -> str | None:
     match effect:
         case effects.ToStub(data):
-            return f"stub {_text(data)}"
+            return f"stub {to_text(data)}"
         case effects.ToSession(number, data):
-            return f"session {number} {_text(data)}"
+            return f"session {number} {to_text(data)}"
         case effects.CloseSession(number):
             return f"close session {number}"
         case effects.ConnectStub():
@@ -91,7 +90,7 @@ class Recorded(exchange.Exchange):
 
     def session_data(self, number: Any, data: bytes, now: float) -> None:
         parent = super().session_data
-        self.note(f"session_data {number} {_text(data)}", lambda: parent(number, data, now))
+        self.note(f"session_data {number} {to_text(data)}", lambda: parent(number, data, now))
 
     def session_closed(self, number: Any, now: float) -> None:
         parent = super().session_closed
@@ -105,7 +104,8 @@ class Recorded(exchange.Exchange):
 
     def stub_data(self, data: bytes, now: float) -> None:
         parent = super().stub_data
-        self.note(f"stub_data {_text(data)}", lambda: parent(data, now))
+        data = _without_documents(data)
+        self.note(f"stub_data {to_text(data)}", lambda: parent(data, now))
 
     def stub_closed(self, reason: str, now: float) -> None:
         parent = super().stub_closed
