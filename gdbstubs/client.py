@@ -19,20 +19,21 @@ from functools import partial
 from typing import Final
 
 from gdbstubs.dialects import Dialect, InterruptBy
-from gdbstubs.errors import EBUSY, EINVAL, EIO, ENOSYS, ESRCH, RemoteProtocolError, TargetError
-from gdbstubs.gather import Answer, ObjectRead, ThreadList
+from gdbstubs.errors import EBUSY, EIO, ENOSYS, ESRCH, RemoteProtocolError, TargetError
+from gdbstubs.gather import Answer, ObjectRead
 from gdbstubs.link import Link
 from gdbstubs.memory import StubMemory
-from gdbstubs.packets import format_thread, parse_thread
+from gdbstubs.packets import parse_thread
 from gdbstubs.ranges import RangeStep, is_ranged
 from gdbstubs.registers import Description
 from gdbstubs.replies import Reply as RawReply
-from gdbstubs.replies import as_data, as_done, as_error, as_stop, as_threads
+from gdbstubs.replies import as_data, as_done, as_error, as_stop
+from gdbstubs.resumes import Features, inability, resume_text, thread_to_select
 from gdbstubs.rights import Right
 from gdbstubs.steps import StepFlags
 from gdbstubs.stub_registers import StubRegisters
+from gdbstubs.stub_threads import StubThreads
 from gdbstubs.target import (
-    ALL_THREADS,
     ANY_THREAD,
     SIGINT,
     SIGKILL,
@@ -40,7 +41,6 @@ from gdbstubs.target import (
     Breakpoint,
     Ended,
     Halted,
-    Motion,
     Reply,
     Stop,
     Thread,
@@ -101,15 +101,12 @@ class StubClient:
         self._question: Answer | None = None
         self._stopped: Reply[Stop] | None = None
         self._last_stop: Stop | TargetError = TargetError(EBUSY, "the stub has not been asked yet")
-        self._texts: dict[ThreadId, bytes] = {}
         self._selected: ThreadId | None = None
         self._misselected = False
-        self._packet_size = self.dialect.packet_size
-        self._features: frozenset[bytes] = frozenset()
-        self._resumes: frozenset[bytes] = frozenset()
-        self._threads: tuple[Thread, ...] | None = None
-        self._thread_texts: tuple[bytes, ...] = ()
-        self._threads_wanted: list[Reply[tuple[Thread, ...]]] = []
+        self._features = Features(self.dialect.packet_size)
+        self._threads = StubThreads(
+            self._ask, multiprocess=self.dialect.multiprocess, pipelined=self.dialect.pipeline > 1
+        )
         self._used_registers = self._used_threads = False
         self._ahead = (False, False)
         self._resuming = self._interrupt_wanted = False
@@ -125,7 +122,7 @@ class StubClient:
     def _make_memory(self) -> StubMemory:
         return StubMemory(
             self._ask_of,
-            self._packet_size,
+            self._features.packet_size,
             uploads=b"binary-upload+" in self._features,
             probes=self.dialect.probes_binary,
         )
@@ -166,7 +163,8 @@ class StubClient:
         if isinstance(reply, TargetError) or (error is not None and error.errno != ENOSYS):
             done(error or TargetError(EIO))
             return
-        self._learn(reply)
+        self._features = self._features.with_names(reply, LONGEST_REPLY)
+        self._memory = self._make_memory()
         if b"QStartNoAckMode+" in self._features:
             self._ask(b"QStartNoAckMode", self._unacknowledged)
         self._ask(b"vCont?", self._resumes_known)
@@ -176,7 +174,7 @@ class StubClient:
         self._registers.learn(self._read_document if described else None, lambda: self._ask_why(done))
 
     def _read_document(self, annex: str, done: Reply[bytes]) -> None:
-        ObjectRead(self._ask, "features", annex, self._packet_size - _OVERHEAD, done).start()
+        ObjectRead(self._ask, "features", annex, self._features.packet_size - _OVERHEAD, done).start()
 
     def _ask_why(self, done: Reply[Stop]) -> None:
         def why(answer: RawReply) -> None:
@@ -212,24 +210,13 @@ class StubClient:
             self._last_stop = stop
         done(stop)
 
-    def _learn(self, reply: bytes) -> None:
-        self._features = frozenset(reply.split(b";"))
-        for feature in self._features:
-            name, _, value = feature.partition(b"=")
-            if name == b"PacketSize":
-                try:
-                    self._packet_size = min(max(int(value, 16), 64), LONGEST_REPLY)
-                except ValueError:
-                    raise RemoteProtocolError(f"the stub announces PacketSize {value[:20]!r}") from None
-        self._memory = self._make_memory()
-
     def _unacknowledged(self, reply: RawReply) -> None:
         if reply == b"OK":
             self._link.start_no_ack()
 
     def _resumes_known(self, reply: RawReply) -> None:
-        if isinstance(reply, bytes) and reply.startswith(b"vCont;"):
-            self._resumes = frozenset(reply.split(b";")[1:])
+        if isinstance(reply, bytes):
+            self._features = self._features.with_actions(reply)
 
     def closed(self, reason: str) -> None:
         """Take note that the connection is gone: everything that waits is answered with an error."""
@@ -379,7 +366,7 @@ class StubClient:
         self.state = State.STOPPED
         self._selected = None
         self.forget_registers()
-        self._threads = None
+        self._threads.forget()
 
     def _departed(self) -> None:
         """Begin a new stop's count of what is asked."""
@@ -458,7 +445,7 @@ class StubClient:
             return
         if thread != self._selected:
             self._selected = thread
-            self._ask(b"Hg" + self._thread_text(thread), self._thread_selected)
+            self._ask(b"Hg" + self._threads.text(thread), self._thread_selected)
 
         def answer(reply: RawReply) -> None:
             # A stub that refused Hg answers for the thread selected before: that is nobody's answer.
@@ -471,14 +458,6 @@ class StubClient:
         if self._misselected:
             self._selected = None
 
-    def _thread_text(self, thread: ThreadId) -> bytes:
-        text = self._texts.get(thread)
-        if text is None:
-            text = format_thread(thread)
-            if self.dialect.multiprocess:
-                text = b"p1." + text
-        return text
-
     # -- the target port ------------------------------------------------------------------------------------
 
     @property
@@ -489,7 +468,7 @@ class StubClient:
     @property
     def reverses(self) -> bool:
         """Whether the stub announced that it can run backwards."""
-        return {b"ReverseStep+", b"ReverseContinue+"} <= self._features
+        return {b"ReverseStep+", b"ReverseContinue+"} <= self._features.names
 
     def attach(self, done: Reply[None]) -> None:
         """Tell whether there is a connection to the stub, which holds the target."""
@@ -583,40 +562,20 @@ class StubClient:
 
     def resume(self, actions: tuple[Action, ...], done: Reply[Stop]) -> None:
         """Let the target run, after everything asked before was answered."""
-        if (refusal := self._refusal() or self._inability(actions)) is not None:
+        if (refusal := self._refusal()) is not None:
             done(refusal)
+            return
+        impossible = inability(actions, self._features, self.dialect, self._stopped_thread())
+        if impossible is not None:
+            done(impossible)
             return
         self._resuming = True
         self._departed()
-        if any(map(is_ranged, actions)) and b"r" not in self._resumes:
+        if any(map(is_ranged, actions)) and not self._features.has_ranges:
             self._in_range = True
             RangeStep(_Steps(self), actions, partial(self._range_ended, done)).start()
         else:
             self.resume_once(actions, done)
-
-    def _inability(self, actions: tuple[Action, ...]) -> TargetError | None:
-        """Why the stub cannot do what is asked, or None."""
-        for action in actions:
-            match action.motion:
-                case Motion.REVERSE_STEP if b"ReverseStep+" not in self._features:
-                    return TargetError(
-                        ENOSYS, "the guest's stub cannot step backwards: it replays no recording"
-                    )
-                case Motion.REVERSE_CONTINUE if b"ReverseContinue+" not in self._features:
-                    return TargetError(
-                        ENOSYS, "the guest's stub cannot run backwards: it replays no recording"
-                    )
-                case Motion.REVERSE_STEP | Motion.REVERSE_CONTINUE if len(actions) > 1:
-                    return TargetError(EINVAL, "a motion backwards is for all threads")
-                case Motion.STEP if self.dialect.steps_current_only:
-                    current = self._stopped_thread()
-                    if action.thread not in (ALL_THREADS, ANY_THREAD, current) and current is not None:
-                        return TargetError(
-                            EINVAL, f"{self.dialect.name} steps the thread that stopped only, {current:x}"
-                        )
-                case _:
-                    pass
-        return None
 
     def _stopped_thread(self) -> ThreadId | None:
         return self._last_stop.thread if isinstance(self._last_stop, Halted) else None
@@ -654,34 +613,19 @@ class StubClient:
         self.state = State.RUNNING
         self.interrupt_sent = False
         self._stopped = done
-        self._link.send(self._resume_text(actions), self.now)
+        self._link.send(resume_text(actions, self._features, self._threads.text), self.now)
         if self._interrupt_wanted:
             self._interrupt_wanted = False
             self.interrupt()
 
-    def _has_vcont(self) -> bool:
-        return b"c" in self._resumes and b"s" in self._resumes
-
     def _select_resumed(self, actions: tuple[Action, ...]) -> None:
         """Tell a stub without ``vCont`` which thread is to step."""
-        if self._has_vcont() or self.dialect.steps_current_only:
+        if self._features.has_vcont or self.dialect.steps_current_only:
             return
-        wanted = ANY_THREAD
-        for action in actions:
-            if action.motion is Motion.STEP and action.thread not in (ALL_THREADS, self._stopped_thread()):
-                wanted = action.thread
+        wanted = thread_to_select(actions, self._stopped_thread())
         if wanted != self._continuing:
             self._continuing = wanted
-            self._ask(b"Hc" + self._thread_text(wanted), _ignored)
-
-    def _resume_text(self, actions: tuple[Action, ...]) -> bytes:
-        if actions[0].motion is Motion.REVERSE_STEP:
-            return b"bs"
-        if actions[0].motion is Motion.REVERSE_CONTINUE:
-            return b"bc"
-        if self._has_vcont():
-            return b"vCont" + b"".join(self._action_text(action) for action in actions)
-        return b"s" if any(action.motion is Motion.STEP for action in actions) else b"c"
+            self._ask(b"Hc" + self._threads.text(wanted), _ignored)
 
     def _resume_later(self, actions: tuple[Action, ...], done: Reply[Stop]) -> None:
         """Hang the resume on the answer to the last request."""
@@ -696,13 +640,6 @@ class StubClient:
         else:
             last = self._waiting.pop()
             self._waiting.append(then)
-
-    def _action_text(self, action: Action) -> bytes:
-        text = b";" + action.motion.value.encode("ascii")
-        if action.within is not None and is_ranged(action):
-            start, end = action.within
-            text = b";r%x,%x" % (start, end)
-        return text if action.thread == ALL_THREADS else text + b":" + self._thread_text(action.thread)
 
     def interrupt(self) -> None:
         """Ask a running target to stop; a second interrupt byte before the stop is not sent."""
@@ -756,40 +693,13 @@ class StubClient:
     def list_threads(self, done: Reply[tuple[Thread, ...]]) -> None:
         """List all threads with what the stub says of each; asked once a stop."""
         self._used_threads = True
-        if self._threads is not None:
-            done(self._threads)
-            return
-        if (refusal := self._refusal()) is not None:
+        if self._threads.known is not None:
+            done(self._threads.known)
+        elif (refusal := self._refusal()) is not None:
             done(refusal)
-            return
-        waiting = self._threads_wanted
-        waiting.append(done)
-        if len(waiting) > 1:
-            return
-        texts: dict[ThreadId, bytes] = {}
-
-        def listed(result: tuple[Thread, ...] | TargetError) -> None:
-            if not isinstance(result, TargetError):
-                self._texts = texts
-                self._thread_texts = tuple(texts.values()) if self.dialect.pipeline > 1 else ()
-                if self.state is State.STOPPED:
-                    self._threads = result
-            self._threads_wanted = []
-            for tell in waiting:
-                tell(result)
-
-        def described(document: bytes | TargetError) -> None:
-            found = document if isinstance(document, TargetError) else as_threads(document)
-            if isinstance(found, TargetError):
-                listed(found)
-                return
-            texts.update((thread, text) for thread, (text, _) in found.items())
-            listed(tuple(thread for _, thread in found.values()))
-
-        if b"qXfer:threads:read+" in self._features:
-            ObjectRead(self._ask, "threads", "", self._packet_size - _OVERHEAD, described).start()
         else:
-            ThreadList(self._ask, self._thread_texts, texts.__setitem__, listed).start()
+            document = b"qXfer:threads:read+" in self._features
+            self._threads.list(self._features.packet_size - _OVERHEAD if document else None, done)
 
     def is_alive(self, thread: ThreadId, done: Reply[bool]) -> None:
         """Tell whether a thread exists."""
@@ -797,16 +707,9 @@ class StubClient:
         def listed(result: tuple[Thread, ...] | TargetError) -> None:
             done(result if isinstance(result, TargetError) else any(one.id == thread for one in result))
 
-        def answer(reply: RawReply) -> None:
-            error = as_done(reply)
-            if error is not None and (error is self._lost or error.errno == ENOSYS):
-                self.list_threads(listed)
-            else:
-                done(error is None)
-
         # Where every thread takes a round trip, asking for one is cheaper than listing all.
-        if self._threads is None and self.dialect.pipeline == 1 and self.state is State.STOPPED:
-            self._ask(b"T" + self._thread_text(thread), answer)
+        if self._threads.known is None and self.dialect.pipeline == 1 and self.state is State.STOPPED:
+            self._threads.is_alive(thread, lambda: self.list_threads(listed), done)
         else:
             self.list_threads(listed)
 
