@@ -425,8 +425,9 @@ class Server:
 
         LLDB crashes without a list, and gdb forgets the threads that are not on it.
         """
-        if isinstance(result, TargetError):
-            self._error(request, result)
+        if isinstance(result, TargetError) or not result:
+            if isinstance(result, TargetError):
+                self._error(request, result)
             return self._known or (Thread(self._thread()),)
         self._known = tuple(Thread(one.id) for one in result)
         return result

@@ -602,6 +602,8 @@ def test_threads_that_cannot_be_listed_are_those_that_were_known() -> None:
     [document] = session.send(b"qXfer:threads:read::0,1000")
     assert document.count(b"<thread ") == 2
     assert b"running" not in document
+    session.target.refusal, session.target.threads = None, ()
+    assert session.send(b"qfThreadInfo", b"qsThreadInfo") == [b"m1,2", b"l"]
     usable(session)
     assert WHY in "".join(session.debugger.words)
 
