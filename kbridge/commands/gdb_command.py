@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,6 +18,7 @@ from kbridge.stub_memory import read_by_stub
 from symbols import elf, kaslr
 from symbols.errors import SymbolError
 
+PER_CPU_SYMBOL: Final = "__per_cpu_start"
 SETTINGS: Final = (
     # A stub behind a slow line may take its time.
     "set remotetimeout 30",
@@ -48,7 +50,8 @@ def command(
 
     Starts an unmodified gdb, attached, which stops the guest; with `vmlinux` configured the symbols are where
     KASLR put the kernel.  Where another debugger controls the guest, or with --observe, it observes: `continue`
-    waits for the next stop, and `monitor help` tells what else there is.  What stands after `--` goes to gdb: `kbridge gdb web1 -- -batch -ex bt`.
+    waits for the next stop, and `monitor help` tells what else there is.  What stands after `--` goes to gdb:
+    `kbridge gdb web1 -- -batch -ex bt`.
     """
     found = shutil.which(program)
     if found is None:
@@ -62,27 +65,40 @@ def command(
     os.execv(found, [program, *gdb_arguments(status, socket, symbols), *arguments])  # noqa: S606 (no shell is wanted)
 
 
-def gdb_arguments(status: dict[str, Any], socket: str, symbols: str | None) -> list[str]:
-    """Return gdb's arguments for a guest's ``socket``; ``symbols`` is the command that loads them."""
+def gdb_arguments(status: dict[str, Any], socket: str, symbols: Iterable[str]) -> list[str]:
+    """Return gdb's arguments for a guest's ``socket``; ``symbols`` are the commands that load them."""
     commands = [f"set debug-file-directory {':'.join(status['debug_dirs'])}", *SETTINGS]
-    if symbols is not None:
-        # Before the guest is stopped: a large vmlinux takes seconds.
-        commands.append(symbols)
+    # Before the guest is stopped: a large vmlinux takes seconds.
+    commands += symbols
     commands.append(f"target remote {socket}")
     return [argument for each in commands for argument in ("-ex", each)]
 
 
-def _symbols(api: Control, status: dict[str, Any]) -> str | None:
-    """Return the gdb command that loads the guest's vmlinux; without one, say why and go on."""
+def _symbols(api: Control, status: dict[str, Any]) -> tuple[str, ...]:
+    """Return the gdb commands that load the guest's vmlinux; without one, say why and go on."""
     vmlinux = status["vmlinux"]
     if vmlinux is None:
-        return None
+        return ()
     try:
-        slide = kaslr.slide(_handler(api, status), _linked_at(vmlinux))
+        linked = _linked_at(vmlinux)
+        slide = kaslr.slide(_handler(api, status), linked[kaslr.DIVIDE_ERROR_SYMBOL])
     except (SymbolError, KbridgeError) as error:
         click.echo(f"kbridge: symbols of {vmlinux} are not loaded: {error}", err=True)
-        return None
-    return f'symbol-file "{vmlinux}" -o {slide:#x}'
+        return ()
+    return symbol_commands(vmlinux, slide, per_cpu=linked.get(PER_CPU_SYMBOL))
+
+
+def symbol_commands(vmlinux: str, slide: int, *, per_cpu: int | None) -> tuple[str, ...]:
+    """Return the gdb commands that load a vmlinux which KASLR moved by ``slide``.
+
+    ``per_cpu``: where per-CPU variables begin in it.  At 0 they are offsets into each processor's area, which
+    do not slide (x86-64 before Linux 6.15): the kernel's own gdb scripts rely on them.
+    """
+    if per_cpu != 0:
+        return (f'symbol-file "{vmlinux}" -o {slide:#x}',)
+    # Only add-symbol-file takes a section's own address, and it asks whether that is meant.
+    load = f'add-symbol-file "{vmlinux}" -o {slide:#x} -s .data..percpu 0'
+    return "set confirm off", load, "set confirm on"
 
 
 def _handler(api: Control, status: dict[str, Any]) -> int:
@@ -98,14 +114,15 @@ def _handler(api: Control, status: dict[str, Any]) -> int:
     return kaslr.handler_of(data)
 
 
-def _linked_at(vmlinux: str) -> int:
+def _linked_at(vmlinux: str) -> dict[str, int]:
+    """Return where the two symbols that say how to place the others are in the file; the second may be absent."""
     try:
         with Path(vmlinux).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as image:
-            found = elf.symbol_values(image, [kaslr.DIVIDE_ERROR_SYMBOL])
+            found = elf.symbol_values(image, [kaslr.DIVIDE_ERROR_SYMBOL, PER_CPU_SYMBOL])
     except (OSError, ValueError) as error:
         raise KbridgeError(f"{vmlinux} cannot be read", why=str(error)) from error
-    if not found:
+    if kaslr.DIVIDE_ERROR_SYMBOL not in found:
         raise KbridgeError(
             f"{vmlinux} has no symbol {kaslr.DIVIDE_ERROR_SYMBOL}", todo="give an x86-64 vmlinux with symbols"
         )
-    return found[kaslr.DIVIDE_ERROR_SYMBOL]
+    return found
