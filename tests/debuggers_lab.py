@@ -284,6 +284,8 @@ class Lldb(Debugger):
 
     STOPPED = r"(?s)stop reason = [^\n]*\n|Process \d+ exited[^\n]*\n|error: [^\n]*\n"
 
+    _since_go = ""
+
     def __init__(self, make: Make, env: Mapping[str, str], *arguments: str) -> None:
         super().__init__(make, [make.path(), "--no-lldbinit", "--no-use-colors", *arguments], env)
         self.run("settings set auto-confirm true")
@@ -299,7 +301,8 @@ class Lldb(Debugger):
 
     def attach(self, path: object) -> str:
         self.send(f"process connect --plugin gdb-remote unix-connect://{path}")
-        return self._until_stop(SECONDS)
+        # A guest that runs and is observed has no reason to have stopped.
+        return self.until(r"Process \d+ stopped\n|error: [^\n]*\n") + self._settled()
 
     def _until_stop(self, seconds: float) -> str:
         said = self.until(self.STOPPED, seconds)
@@ -325,10 +328,11 @@ class Lldb(Debugger):
 
     def go(self) -> None:
         self.send("process continue")
-        self.until(r"Process \d+ resuming\n")
+        # What the relay says at once may come before.
+        self._since_go = self.until(r"Process \d+ resuming\n")
 
     def wait_stop(self, seconds: float = SECONDS) -> str:
-        return self._until_stop(seconds)
+        return self._since_go + self._until_stop(seconds)
 
     def break_at(self, address: int, *, hardware: bool = False) -> str:
         return self.run(f"breakpoint set {'--hardware ' if hardware else ''}--address {address:#x}")
