@@ -1,9 +1,9 @@
-"""Record what a real debugger and a real stub say to each other through the relay, as a golden transcript.
+"""Record what real debuggers and a real stub say to each other through the relay, as golden transcripts.
 
-    python tests/rsp/record.py OUT.txt GUEST.json REMARK -- DEBUGGER ARGUMENTS…
+    scripts/guest run cloud --append kbridge.tick=0.2 > GUEST.json &
+    python tests/rsp/record.py GUEST.json [NAME…]
 
-GUEST.json is what `scripts/guest run` printed.  `SOCKET` in the arguments stands for the relay's socket; the
-recording ends with the debugger.
+GUEST.json is what the guest's start printed; the files in `golden/` with these names, or all, are written anew.
 """
 
 from __future__ import annotations
@@ -27,7 +27,49 @@ from kbridge import relay as relays  # noqa: E402
 from kbridge.hypervisors.qemu import QemuMachine  # noqa: E402
 from kbridge.transports.endpoints import Unix, parse_endpoint  # noqa: E402
 from kbridge.transports.streams import PRIVATE  # noqa: E402
-from rsp.goldens import to_text  # noqa: E402
+from rsp.goldens import FOLDER, to_text  # noqa: E402
+
+NEWER = ROOT / ".venv" / "debuggers" / "bin"
+IDT = "0xfffffe0000000000"
+"""4096 bytes that are always mapped."""
+
+
+def _gdb(program: str, *commands: str) -> tuple[str, ...]:
+    """Return a gdb's command line; SOCKET stands for the relay's socket."""
+    given = ("target remote SOCKET", *commands)
+    return (program, "-nx", "-batch", *(word for command in given for word in ("-ex", command)))
+
+
+RECORDINGS = {
+    "gdb-13-steps": (
+        "gdb 13.1 on QEMU 7.2: attach, threads, backtrace, two steps, detach",
+        _gdb("gdb", "info threads", "bt", "stepi", "stepi", "detach"),
+    ),
+    "gdb-13-breakpoints": (
+        "gdb 13.1 on QEMU 7.2: a breakpoint hit twice, a watchpoint, then gdb is killed while it waits",
+        (
+            *("sh", "-c", '"$@"; true', "sh", "timeout", "-s", "KILL", "8"),
+            *_gdb("gdb", "break *$pc", "c", "c", "delete", "watch *(long *)($sp - 64)", "c", "delete", "c"),
+        ),
+    ),
+    "gdb-18-breakpoints": (
+        "gdb 18.1 on QEMU 7.2: threads, a breakpoint hit, a step, large reads, a register and memory written, detach",
+        _gdb(
+            str(NEWER / "gdb"),
+            *("info threads", "break *$pc", "c", "delete", "stepi", f"x/256xg {IDT}"),
+            *(f"dump memory /dev/null {IDT} {IDT}+4096", "set $rax=$rax"),
+            *("set {char}($sp-8)={char}($sp-8)", "detach"),
+        ),
+    ),
+    "lldb-23-attach": (
+        "LLDB 23.1 on QEMU 7.2: attach, a register, a step, detach",
+        (
+            *(str(NEWER / "lldb"), "-X", "-b", "-o", "settings set auto-confirm true"),
+            *("-o", "process connect --plugin gdb-remote unix-connect://SOCKET", "-o", "register read rip"),
+            *("-o", "thread step-inst", "-o", "process detach"),
+        ),
+    ),
+}
 
 reactor: Any = chosen
 LINES: list[str] = []
@@ -79,14 +121,14 @@ class Recorded(exchange.Exchange):
         before = len(self.effects)
         result = call()
         outcome = [line for effect in self.effects[before:] if (line := _outcome(effect)) is not None]
-        if outcome or not text.startswith(("expire", "machine_runs")):
+        if outcome or not text.startswith("expire"):
             LINES.append(f"in {text}".rstrip())
             LINES.extend(f"out {line}" for line in outcome)
         return result
 
-    def session_opened(self, number: Any, name: str, now: float) -> bool:
+    def session_opened(self, number: Any, name: str, now: float, **more: bool) -> bool:
         parent = super().session_opened
-        return bool(self.note(f"session_opened {number} {name}", lambda: parent(number, name, now)))
+        return bool(self.note(f"session_opened {number} {name}", lambda: parent(number, name, now, **more)))
 
     def session_data(self, number: Any, data: bytes, now: float) -> None:
         parent = super().session_data
@@ -129,7 +171,7 @@ class Recorded(exchange.Exchange):
         self.note(f"expire {now - self.begin:.3f}", lambda: parent(now))
 
 
-async def _session(guest: dict[str, Any], arguments: list[str]) -> None:
+async def _session(guest: dict[str, Any], arguments: tuple[str, ...]) -> None:
     relays.Exchange = Recorded  # type: ignore[misc]
     Recorded.begin = reactor.seconds()
     with tempfile.TemporaryDirectory() as folder:
@@ -141,14 +183,14 @@ async def _session(guest: dict[str, Any], arguments: list[str]) -> None:
             Unix(str(place / "stub")),
             machine,
             lambda kind, fields: None,
-            lambda session, command: f"you said {command}\n",
+            lambda session, command, done: done(f"you said {command}\n"),
             journal_path=place / "journal",
             start_stub=True,
             resume_on_leave=True,
             stub_timeout_seconds=30.0,
         )
         machine.start()
-        relay.start(place / "gdb", PRIVATE)
+        relay.start(place / "gdb", place / "gdb-observe", PRIVATE)
         while not machine.connected:
             pause: Deferred[None] = Deferred()
             reactor.callLater(0.02, pause.callback, None)
@@ -157,21 +199,27 @@ async def _session(guest: dict[str, Any], arguments: list[str]) -> None:
         out, err, code = await getProcessOutputAndValue(command[0], command[1:], env=None, reactor=reactor)
         sys.stderr.write(f"{out.decode()}{err.decode()}\nstatus {code}\n")
         await relay.stop()
+        await machine.stop()
+
+
+async def _record(guest: dict[str, Any], names: list[str]) -> None:
+    for name in names or RECORDINGS:
+        remark, arguments = RECORDINGS[name]
+        LINES.clear()
+        await _session(guest, arguments)
+        text = f"# {remark}\n" + "".join(f"{line}\n" for line in LINES)
+        (FOLDER / f"{name}.txt").write_text(text, encoding="ascii")
 
 
 def main() -> None:
-    path, guest, remark = sys.argv[1:4]
-    arguments = sys.argv[5:]
+    guest = json.loads(Path(sys.argv[1]).read_text())
 
     def ended(result: object) -> None:
         if result is not None:
             sys.stderr.write(f"{result}\n")
-        Path(path).write_text(f"# {remark}\n" + "".join(f"{line}\n" for line in LINES), encoding="ascii")
         reactor.stop()
 
-    reactor.callWhenRunning(
-        lambda: ensureDeferred(_session(json.loads(Path(guest).read_text()), arguments)).addBoth(ended)
-    )
+    reactor.callWhenRunning(lambda: ensureDeferred(_record(guest, sys.argv[2:])).addBoth(ended))
     reactor.run()
 
 
