@@ -110,6 +110,10 @@ class StubClient:
         self._used_registers = self._used_threads = False
         self._ahead = (False, False)
         self._resuming = self._interrupt_wanted = False
+        self._is_sent = True
+        """Whether the last resume has left; what comes before that cannot be its stop."""
+        self._is_assumed = False
+        """Whether the stub's own word of the present stop may still come."""
         self._in_range = False
         self._announced: ThreadId | None = None
         self._asked_again = False
@@ -238,6 +242,7 @@ class StubClient:
         output = self._link.output
         if not output:
             return b""
+        self._is_sent = True
         data = output[0] if len(output) == 1 else b"".join(output)
         output.clear()
         return data
@@ -322,6 +327,9 @@ class StubClient:
             self._printed.append(words)
 
     def _while_running(self, payload: bytes) -> None:
+        if not self._is_sent:
+            # Somebody else resumed the target and it stopped again, before our own resume left.
+            return
         if payload[:1] == b"O" and payload != b"OK":
             self._print(payload)
         elif payload[:1] == b"F":
@@ -381,6 +389,7 @@ class StubClient:
         """Believe another witness, the machine monitor, that a running target stands still."""
         if self.state is State.RUNNING:
             self._halt(stop)
+            self._is_assumed = True
 
     def assume_running(self) -> None:
         """Believe the machine monitor that somebody else has resumed the target."""
@@ -598,6 +607,10 @@ class StubClient:
 
     def resume_once(self, actions: tuple[Action, ...], done: Reply[Stop]) -> None:
         """Resume as the stub itself can; ``resume`` makes up for the rest."""
+        if self._is_assumed:
+            # A late stop reply would be taken for the one to this resume: it comes before the answer to a question.
+            self._is_assumed = False
+            self._ask(b"vCont?", _ignored)
         self._resume(self.steps.settle(actions), done)
 
     def _resume(self, actions: tuple[Action, ...], done: Reply[Stop]) -> None:
@@ -607,12 +620,13 @@ class StubClient:
             return
         self._select_resumed(actions)
         if self._waiting or self._queue:
-            self._resume_later(actions, done)
+            self._after_last(lambda: self._resume(actions, done))
             return
         self._resuming = False
         self.state = State.RUNNING
         self.interrupt_sent = False
         self._stopped = done
+        self._is_sent = False
         self._link.send(resume_text(actions, self._features, self._threads.text), self.now)
         if self._interrupt_wanted:
             self._interrupt_wanted = False
@@ -627,12 +641,12 @@ class StubClient:
             self._continuing = wanted
             self._ask(b"Hc" + self._threads.text(wanted), _ignored)
 
-    def _resume_later(self, actions: tuple[Action, ...], done: Reply[Stop]) -> None:
-        """Hang the resume on the answer to the last request."""
+    def _after_last(self, next_: Callable[[], None]) -> None:
+        """Do something after the last request that waits was answered."""
 
         def then(reply: RawReply) -> None:
             last(reply)
-            self._resume(actions, done)
+            next_()
 
         if self._queue:
             payload, last = self._queue.pop()
@@ -728,6 +742,10 @@ class StubClient:
         if (refusal := self._refusal()) is not None:
             done(refusal)
             return
+        early = self.dialect.detach_waits
+        if early and (self._waiting or self._queue):
+            self._after_last(lambda: self.detach(done))
+            return
 
         def answer(reply: RawReply) -> None:
             error = as_done(reply)
@@ -746,6 +764,9 @@ class StubClient:
             self._ask(b"D;1", answer)
         else:
             self._ask(b"D", plain)
+        if early:
+            # Whoever is told of the reply may close the line before its acknowledgement is on the way.
+            self._link.output.append(b"+")
 
 
 class _Steps:

@@ -41,12 +41,19 @@ MOST_WAITING: Final = 64
 class Debugger:
     """One debugger's session with a stub; the module's text says how.
 
-    ``on_words`` is called with text that the stub prints for its user, such as why something is refused.
-    A ``thread`` of None is the one that stopped last.
+    ``on_words`` is called with text that the stub prints for its user, such as why something is refused;
+    ``break_in`` makes a target stop whose stub cannot be asked to, such as kgdb's.  A ``thread`` of None is the one
+    that stopped last.
     """
 
-    def __init__(self, *, on_words: Callable[[str], None], dialect: Dialect = RELAY) -> None:
-        self._client = StubClient(dialect, on_words)
+    def __init__(
+        self,
+        *,
+        on_words: Callable[[str], None],
+        dialect: Dialect = RELAY,
+        break_in: Callable[[], None] | None = None,
+    ) -> None:
+        self._client = StubClient(dialect, on_words, break_in)
         self._waiting: list[Reply[Stop]] = []
 
     # -- the connection -------------------------------------------------------------------------------------

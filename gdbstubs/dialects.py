@@ -42,6 +42,8 @@ class Dialect:
     """Bytes in a packet when the stub does not say."""
     detach_resumes: bool
     """Whether ``D`` lets the target run; a target that must rest is left by closing the connection."""
+    detach_waits: bool = False
+    """Whether the target stands until the reply to ``D`` was acknowledged."""
     asks_features: bool = True
     """Whether ``qSupported`` and ``vCont?`` are worth asking."""
     sticky_steps: bool = True
@@ -94,6 +96,7 @@ KGDB: Final = Dialect(
     # BUFMAX in arch/x86/include/asm/kgdb.h; it has no way to say so.
     packet_size=1024,
     detach_resumes=True,
+    detach_waits=True,
     asks_features=False,
     sticky_steps=False,
     interrupt_by=InterruptBy.BREAK_IN,

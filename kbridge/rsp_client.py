@@ -45,10 +45,10 @@ class RspClient:
     with its words; after a lost connection every call does.
     """
 
-    def __init__(self, reactor: Any, name: str, dialect: Dialect, on_words: Callable[[str], None]) -> None:
+    def __init__(self, reactor: Any, name: str, debugger: Debugger) -> None:
         self._reactor = reactor
         self._name = name
-        self._debugger = Debugger(on_words=on_words, dialect=dialect)
+        self._debugger = debugger
         self._stream: Stream | None = None
         self._timer: IDelayedCall | None = None
         self._ended: list[Deferred[None]] = []
@@ -235,13 +235,16 @@ async def connect(
     *,
     dialect: Dialect = RELAY,
     on_words: Callable[[str], None] | None = None,
+    break_in: Callable[[], None] | None = None,
     seconds: float = ATTACH_SECONDS,
 ) -> RspClient:
     """Connect to a relay's debug socket, or to any stub, and attach.
 
-    ``on_words`` gets what the relay tells its user.  Raises ``KbridgeError`` where that cannot be reached or refuses.
+    ``on_words`` gets what the relay tells its user; ``break_in`` stops a kernel whose own stub this is.  Raises
+    ``KbridgeError`` where that cannot be reached or refuses.
     """
-    client = RspClient(reactor, str(endpoint), dialect, on_words or _ignored)
+    debugger = Debugger(on_words=on_words or _ignored, dialect=dialect, break_in=break_in)
+    client = RspClient(reactor, str(endpoint), debugger)
     await client.attach(endpoint, seconds)
     return client
 

@@ -997,7 +997,10 @@ def test_a_kernel_is_interrupted_by_breaking_in() -> None:
 def test_a_kernel_is_let_go_by_a_detach() -> None:
     line = Line().connect()
     assert line.ask(line.client.insert, HERE) is None
-    assert line.ask(line.client.detach) is None
+    line.client.read_registers(SHADOW, line.answers.append)
+    # The line is closed in the very moment in which the answer comes.
+    line.client.detach(lambda result: line.client.closed("left"))
+    line.exchange()
     assert not line.kernel.in_debugger
     assert not line.kernel.connected
     assert not line.kernel.breakpoints

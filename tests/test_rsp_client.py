@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bridge_lab import Bridge
+from bridge_lab import Bridge, Monitor
 from rsp.stub import REGISTERS, Machine, memory_at
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, ensureDeferred
 from twisted.trial.unittest import TestCase
 
-from gdbstubs.dialects import QEMU
+from gdbstubs.dialects import KGDB, QEMU
 from gdbstubs.target import Breakpoint, BreakpointKind, Ended, Halted, ThreadId
 from kbridge.errors import GuestError, KbridgeError
 from kbridge.rsp_client import RspClient, connect
@@ -170,6 +170,62 @@ class OnAMadeUpStub(TestCase):
 
 
 StartGuest = Callable[..., dict[str, Any]]
+
+
+@pytest.mark.guest
+class OnAKernelsOwnStub(TestCase):
+    timeout = 200
+
+    @pytest.fixture(autouse=True)
+    def _guests(self, kgdb_guest: StartGuest) -> None:
+        self.start_guest = kgdb_guest
+
+    async def test_kgdb_is_broken_into_and_left(self) -> None:
+        guest = self.start_guest("--kgdb-port", "--append", "kbridge.tick=0.2")
+        monitor = Monitor(guest["qmp"].removeprefix("unix:"))
+        self.addCleanup(monitor.close)
+        console = socket.socket(socket.AF_UNIX)
+        self.addCleanup(console.close)
+        console.settimeout(90)
+        console.connect(guest["console"].removeprefix("unix:"))
+
+        def ticks(count: int) -> None:
+            said = b""
+            while said.count(b"tick ") < count:
+                said += console.recv(65536)
+
+        def break_in() -> None:
+            monitor.command("chardev-send-break", id=guest["console_id"])
+            console.sendall(b"g")
+
+        ticks(1)
+        line = Unix(guest["kgdb"].removeprefix("unix:"))
+        client = await connect(reactor, line, dialect=KGDB, break_in=break_in)
+        assert isinstance(client.stop, Halted)
+        assert client.stop.thread is not None
+        registers = await client.registers()
+        assert registers["gs_base"] is None, "kgdb does not tell"
+        here = registers["rip"]
+        assert here is not None
+        assert len(await client.read_memory(here, 1500)) == 1500
+        threads = await client.threads()
+        assert {"shadowCPU0", "shadowCPU1", "init"} <= {one.extra for one in threads}
+        stop = await client.step()
+        assert isinstance(stop, Halted)
+        registers = await client.registers()
+        assert registers["rip"] != here
+        pointer = registers["rsp"]
+        assert pointer is not None
+        stood = await client.read_memory(pointer, 64)
+        await client.write_memory(pointer, bytes(64))
+        assert await client.read_memory(pointer, 64) == bytes(64)
+        await client.write_memory(pointer, stood)
+        client.resume()
+        ticks(2)
+        stop = await client.interrupt()
+        assert isinstance(stop, Halted)
+        await client.close()
+        ticks(2)
 
 
 @pytest.mark.guest

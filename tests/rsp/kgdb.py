@@ -28,6 +28,7 @@ class Kgdb:
         self.current = CPUS[0]
         self._unacknowledged = b""
         self._buffer = b""
+        self._leaving = False
 
     def break_in(self) -> None:
         """What BREAK and `g` do."""
@@ -56,6 +57,8 @@ class Kgdb:
                     self._unacknowledged = b""
                 elif byte == b"+":
                     self._unacknowledged = b""
+                    # It goes on only when its answer to `D` was acknowledged.
+                    self.in_debugger, self._leaving = not self._leaving, False
                 elif byte != b"\x03":
                     self.output += self._unacknowledged
                 continue
@@ -98,9 +101,8 @@ class Kgdb:
             case b"D":
                 self.breakpoints.clear()
                 self.connected = False
+                self._leaving = True
                 self._say(b"OK")
-                self.in_debugger = False
-                self._unacknowledged = b""
             case _:
                 self._say(b"")
 
