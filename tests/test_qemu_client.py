@@ -54,7 +54,8 @@ class MisbehaviourTests(TestCase):
         factory.greeting, factory.answers = greeting, answers
         port = await UNIXServerEndpoint(reactor, f"{folder}/qmp").listen(factory)
         self.addCleanup(port.stopListening)
-        self.machine = QemuMachine(reactor, Unix(f"{folder}/qmp"), command_seconds=0.3, greeting_seconds=0.1)
+        self.endpoint = Unix(f"{folder}/qmp")
+        self.machine = QemuMachine(reactor, self.endpoint, command_seconds=0.3, greeting_seconds=0.1)
         self.events: list[MachineEvent] = []
         self.machine.subscribe(self.events.append)
         self.addCleanup(lambda: Deferred.fromCoroutine(self.machine.stop()))
@@ -112,6 +113,16 @@ class MisbehaviourTests(TestCase):
             await self.machine.reset()
         await self.machine.query()
         assert [event.data.get("ours") for event in self.events if event.name == "machine.reset"] == [False]
+
+    async def test_a_monitor_that_is_let_go_while_it_connects_is_no_bug(self) -> None:
+        await self.serve(GREETING, OK, RUNS)
+        await self.until(lambda: self.machine.connected)
+        other = QemuMachine(reactor, self.endpoint)
+        other.start()
+        # No turn of the reactor in between: the connection is not made yet.
+        await other.stop()
+        assert not other.connected
+        assert self.flushLoggedErrors() == []
 
     async def test_quit_that_ends_nothing_meets_its_deadline(self) -> None:
         await self.serve(GREETING, OK, RUNS, OK)

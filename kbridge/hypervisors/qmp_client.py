@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from twisted.internet import defer
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.error import ConnectError, DNSLookupError
+from twisted.internet.error import ConnectError, ConnectingCancelledError, DNSLookupError
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
@@ -229,7 +229,8 @@ class QmpClient:
         return answer.value
 
     def _ended(self, failure: Failure) -> None:
-        if failure.check(CancelledError) is None:
+        # A connection that is being made is cancelled by a name of its own.
+        if failure.check(CancelledError, ConnectingCancelledError) is None:
             self._log.failure(
                 "The connection to the machine monitor at {where} is given up", failure, where=self._where
             )
