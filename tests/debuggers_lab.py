@@ -106,17 +106,15 @@ class Debugger:
         self._heard = match.end()
         return answer
 
-    def hears(self, seconds: float) -> str:
-        """Return what it says within some seconds: to show that something does not come."""
-        deadline = time.monotonic() + seconds
-        assert self.process.stdout is not None
-        while (left := deadline - time.monotonic()) > 0:
-            if select.select([self.process.stdout], [], [], left)[0]:
-                piece = os.read(self.process.stdout.fileno(), 65536)
-                if not piece:
-                    break
-                self.said += piece.decode(errors="replace")
-        return self.said[self._heard :]
+    def says(self, pattern: str, seconds: float) -> bool:
+        """Whether it says something within some seconds; what it says is left for `until`."""
+        heard = self._heard
+        try:
+            self.until(pattern, seconds)
+        except Silent:
+            return False
+        self._heard = heard
+        return True
 
     def run(self, command: str, seconds: float = SECONDS) -> str:
         """Give one command and return all that it says until the next can be given."""
@@ -333,6 +331,14 @@ class Lldb(Debugger):
 
     def wait_stop(self, seconds: float = SECONDS) -> str:
         return self._since_go + self._until_stop(seconds)
+
+    def interrupt(self) -> None:
+        """Ctrl-C, again and again as a user does: LLDB forgets one until it has printed that the guest runs."""
+        for _ in range(10):
+            super().interrupt()
+            if self.says(self.STOPPED, 2):
+                return
+        raise Silent(f"{self.make.name} cannot be interrupted: {self.said[self._heard :]!r}")
 
     def break_at(self, address: int, *, hardware: bool = False) -> str:
         return self.run(f"breakpoint set {'--hardware ' if hardware else ''}--address {address:#x}")
