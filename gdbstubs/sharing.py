@@ -300,13 +300,12 @@ class Sharing:
         if self.phase not in (Phase.ATTACHED, Phase.LEAVING) or self._asked_generation != self._generation:
             return
         if status.runs is False and self.client.state is State.RUNNING:
-            if not self.client.waits_for_stop:
-                self.client.await_stop(self._stopped)
             self.client.assume_stopped(Halted(SIGINT, None, words=self._foreign_words(status)))
         elif status.runs is True and self.client.state is State.STOPPED and self.phase is Phase.ATTACHED:
             self._generation += 1
             self._moved_on()
             self.client.assume_running()
+            self.client.await_stop(self._stopped)
             self._emit(Report("debugger.overtaken", {"why": "somebody else has resumed the guest"}))
             self._run_after = True
             self._write_journal()
@@ -443,8 +442,6 @@ class Sharing:
         if self._going is not None:
             self._interrupt_planned = True
             return
-        if self.client.state is State.RUNNING and not self.client.waits_for_stop:
-            self.client.await_stop(self._stopped)
         self.client.interrupt()
         # Where the machine stands still already the stub throws the interrupt away.
         self._ask_machine()
@@ -476,7 +473,7 @@ class Sharing:
         held = self.control.leave(seat)
         match self.phase:
             case Phase.CONNECTING:
-                if was_arriving and not self._arriving and not self._here:
+                if not self._arriving and not self._here:
                     self._abandoned = True
             case Phase.ATTACHED if was_here or was_arriving:
                 if not self._here and not self._arriving:
@@ -552,8 +549,6 @@ class Sharing:
             self._clean()
             return
         self._set_deadline(INTERRUPT_SECONDS, self._not_stopping)
-        if not self.client.waits_for_stop:
-            self.client.await_stop(self._stopped)
         self.client.interrupt()
         # Where the machine stands still already the stub throws the interrupt away.
         self._ask_machine()
@@ -750,8 +745,6 @@ class Sharing:
         self._resumer = seat
         if self.client.state is State.RUNNING:
             # Somebody else resumed the guest: wait for its next stop.
-            if not self.client.waits_for_stop:
-                self.client.await_stop(self._stopped)
             return
         self._go(seat, actions)
 

@@ -12,12 +12,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from twisted.internet.defer import Deferred
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from kbridge.config import GuestConfig, OnLeave, StubKind
 from kbridge.console.pen import Pen
 from kbridge.console.recorder import Recorder
-from kbridge.errors import GuestError, LineError
+from kbridge.errors import GuestError, KbridgeError, LineError
 from kbridge.hypervisors.interface import Machine, MachineEvent
 from kbridge.hypervisors.qemu import QemuMachine
 from kbridge.relay import Relay, stub_path
@@ -102,7 +104,7 @@ class Guest:
         if self.config.console is not None:
             self.line = open_line(self._reactor, self._poller, self.config.console, self.recorder)
         if self.relay is not None:
-            self.relay.start(self.runtime / "gdb", self.access)
+            self.relay.start(self.runtime / "gdb", self.runtime / "gdb-observe", self.access)
         if self.machine is not None:
             self.machine.start()
 
@@ -225,38 +227,59 @@ class Guest:
 
     # -- `monitor` commands inside gdb ----------------------------------------------------------------------
 
-    def _monitor_command(self, session: str, command: str) -> str:
+    def _monitor_command(self, session: str, command: str, done: Callable[[str], None]) -> None:
         """Answer a ``monitor`` command of a debugger; ``session`` is its name."""
         match command.split():
-            case ["status"]:
-                return self._status(session)
             case ["info", "version"]:
                 # The kernel's gdb scripts ask this to learn whether they talk to QEMU: any answer will do.
-                return f"kbridge relay, behind it {'QEMU' if self.machine is not None else 'a stub'}\n"
-            case ["help"] | []:
-                return _MONITOR_HELP
+                done(f"kbridge relay, behind it {'QEMU' if self.machine is not None else 'a stub'}\n")
+            case ["log"]:
+                done(self._console_tail(MONITOR_LOG_LINES))
+            case ["log", count] if count.isdecimal():
+                done(self._console_tail(int(count[:6])))
+            case ["sysrq", key] if len(key) == 1:
+                self._monitor_sysrq(session, key, done)
+            case ["help"]:
+                done(_MONITOR_HELP)
             case [first, *_]:
-                return f"kbridge has no monitor command {first!r}\n{_MONITOR_HELP}"
+                done(f"kbridge has no monitor command {first!r}: monitor help\n")
             case _:
-                return _MONITOR_HELP
+                done(_MONITOR_HELP)
 
-    def _status(self, session: str) -> str:
+    def _console_tail(self, count: int) -> str:
+        """Return the console's last lines, at most what the last 64 KB hold."""
+        ring = self.recorder.ring
+        data = ring.read(max(ring.oldest, ring.head - _TAIL_BYTES), _TAIL_BYTES) or b""
+        lines = data.decode("latin-1").replace("\r", "").split("\n")
+        return "\n".join(lines[-count - 1 :]).rstrip("\n") + "\n"
+
+    def _monitor_sysrq(self, session: str, key: str, done: Callable[[str], None]) -> None:
         assert self.relay is not None
-        lines = [f"guest {self.name}: {self.state}, stop {self.relay.stop_number}"]
-        for one in self.relay.sessions:
-            here = " (you)" if one.name == session else ""
-            lines.append(f"session {one.name}: {one.role}{here}")
-        for kind, address, _ in self.relay.breakpoints:
-            lines.append(f"{kind} breakpoint at {address:#x} in the stub")
-        return "\n".join(lines) + "\n"
+        if not any(one.name == session and one.controls for one in self.relay.sessions):
+            done("only the controller may send SysRq: monitor control take\n")
+            return
+
+        def sent(_: None) -> None:
+            done(f"BREAK and {key} sent; a guest that stands acts on them when it runs\n")
+
+        def failed(failure: Failure) -> None:
+            failure.trap(KbridgeError)
+            done(f"{failure.value}\n")
+
+        Deferred.fromCoroutine(self.break_in(session, sysrq=key)).addCallbacks(sent, failed).addErrback(
+            lambda failure: self._log.failure("{guest}: a bug", failure, guest=self.name)
+        )
 
 
 _STEPS_OF_DEBUGGERS: Final = ("machine.stop", "machine.resume", "machine.state")
 _MONITOR_FIELDS: Final = {"time": "monitor_time", "event": "monitor_event"}
 
+MONITOR_LOG_LINES: Final = 20
+_TAIL_BYTES: Final = 65536
+
 _MONITOR_HELP: Final = """\
-monitor status        the guest's state, the stop's number, who is here
-monitor info version  what is behind this stub
-monitor help          this text
+monitor log [N]                the console's last lines
+monitor sysrq KEY              send BREAK and a SysRq key on the serial line
+monitor info version           what is behind this stub
 The hypervisor's own monitor is not reachable from here: use `kbridge power` on the relay's host.
 """

@@ -45,7 +45,14 @@ class Everything(RuleBasedStateMachine):
     def user_asks_for_control(self, chance: Random) -> None:
         to = chance.choice(sorted(self.world.sessions))
         command = chance.choice(
-            ("control take", "control take", "control take --force", "control release", f"control give user-{to}", "status")
+            (
+                "control take",
+                "control take",
+                "control take --force",
+                "control release",
+                f"control give user-{to}",
+                "status",
+            )
         )
         self.world.ask(self.some_session(chance), b"qRcmd," + command.encode().hex().encode())
 

@@ -118,8 +118,10 @@ class World:
             case CloseStub(run):
                 assert self.closing is None, "closed twice"
                 self.closing = run
-                # A guest that is left standing keeps the steps it owes: only running clears them.
-                self._dropped = self._dropped or (not run and bool(self.machine.flags))
+                # A guest that is left standing keeps the steps it owes: only running clears them.  If steps were just
+                # switched off for that, the next connection switches them on.
+                owes = bool(self.machine.flags) or self.machine.sstep != 7
+                self._dropped = self._dropped or (not run and owes)
                 if self.machine.connected:
                     self.machine.close()
                     # As a stream does that is told to close.
@@ -312,7 +314,7 @@ class World:
             greeting = self.exchange.client.state is State.GREETING
             leaving = self.exchange.sharing.phase is Phase.LEAVING
             # A resume and a pause of others that it was told of too late are no better.
-            untold = self._crossed and self.exchange.client.state is State.STOPPED
+            untold = self._crossed
             self.should_run = None if lost or greeting or leaving or untold else False
             self._foreign = True
             if panic:
@@ -346,7 +348,7 @@ class World:
             self._crossed = bool(machine.output or machine.events or self.queries)
             machine.spoilt.clear()
         assert self._crossed or not machine.spoilt, f"a running guest was sent {machine.spoilt!r}"
-        self._garbled = self._garbled and bool(machine.breakpoints)
+        self._garbled = self._garbled and (self._muddled or bool(machine.breakpoints))
         if self._garbled:
             return
         if self.journalled.attached or machine.connected:
