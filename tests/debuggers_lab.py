@@ -350,10 +350,12 @@ class Lldb(Debugger):
         return self.run(f"watchpoint set expression --watch write --size 8 -- {address:#x}")
 
     def detach(self) -> str:
-        return self.run("process detach")
+        self.send("process detach")
+        return self.until(r"Process \d+ detached\n|error: [^\n]*\n") + self._settled()
 
     def kill_guest(self) -> str:
-        return self.run("process kill")
+        self.send("process kill")
+        return self.until(r"Process \d+ exited[^\n]*\n|error: [^\n]*\n") + self._settled()
 
     def write_memory(self, address: int, byte: int) -> str:
         return self.run(f"memory write --size 1 {address:#x} {byte:#x}")

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import contextlib
-import http.client
-import json
-import mmap
 import re
-import socket
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from bridge_lab import Bridge, Monitor, wait_for
-from debuggers_lab import GDB_13, GDB_18, MAKES, Debugger, Make, debugger, kbridge_gdb
+from bridge_lab import Monitor, wait_for
+from debuggers_lab import GDB_13, GDB_18, MAKES, Debugger, Make, kbridge_gdb
+from sharing_lab import (
+    Own,
+    Shared,
+    is_left_clean,
+    is_waiting,
+    leave,
+    name_of,
+    program_counters,
+    start,
+    true_memory,
+    truth,
+)
 
-from gdbstubs.debugger import Debugger as OwnDebugger
-from gdbstubs.errors import TargetError
 from gdbstubs.target import Breakpoint, BreakpointKind
-from symbols import elf, kaslr
 
 pytestmark = [pytest.mark.guest, pytest.mark.gdb]
 
@@ -29,72 +33,6 @@ StartGuest = Callable[..., dict[str, Any]]
 # What the guest's ticking shell comes through again and again.
 PLACES = ("hrtimer_nanosleep", "do_exit", "n_tty_write")
 ROUNDS = 24
-
-
-class _Control(http.client.HTTPConnection):
-    def __init__(self, path: Path) -> None:
-        super().__init__("localhost", timeout=30)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(str(self._path))
-
-
-class Shared(Bridge):
-    """A guest with its symbols configured, asked through the API: a command for each question takes too long."""
-
-    def start_guest(self) -> None:
-        super().start_guest()
-        config = self.dir / "kbridge.toml"
-        more = f'vmlinux = "{self.guest["vmlinux"]}"\ndebug_dirs = ["{self.guest["debug_dir"]}"]\n'
-        config.write_text(config.read_text() + more)
-
-    def ask(self, path: str) -> Any:
-        connection = _Control(self.dir / "run" / "control")
-        try:
-            connection.request("GET", path)
-            answer = connection.getresponse()
-            body = answer.read()
-            assert answer.status == 200, body
-            return json.loads(body)
-        finally:
-            connection.close()
-
-    def listed(self) -> dict[str, Any]:
-        try:
-            found: dict[str, Any] = self.ask("/guests/web1")
-        except OSError:  # not up yet
-            return {}
-        return found
-
-    @property
-    def observe_socket(self) -> Path:
-        return self.socket.with_name("gdb-observe")
-
-    def session(self, name: str) -> dict[str, Any]:
-        return next(one for one in self.sessions() if one["name"] == name)
-
-    def owners(self) -> dict[int, set[str]]:
-        return {int(one["address"], 16): set(one["owners"]) for one in self.breakpoints()}
-
-    def stop_number(self) -> int:
-        return int(self.listed()["debug"]["stop"])
-
-    def count(self, kind: str) -> int:
-        return [event["kind"] for event in self.events()].count(kind)
-
-    def addresses(self, *names: str) -> dict[str, int]:
-        """Where functions of the running kernel are."""
-        with (
-            Path(self.guest["vmlinux"]).open("rb") as file,
-            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as image,
-        ):
-            linked = elf.symbol_values(image, [kaslr.DIVIDE_ERROR_SYMBOL, *names])
-        handler = int(self.ask("/guests/web1/kernel")["divide_error"], 16)
-        slide = kaslr.slide(handler, linked.pop(kaslr.DIVIDE_ERROR_SYMBOL))
-        return {name: address + slide for name, address in linked.items()}
 
 
 @pytest.fixture(scope="module")
@@ -119,64 +57,6 @@ def web1(shared: Shared, monitor: Monitor) -> Iterator[Shared]:
     """The guest, running, with nobody attached; and that again afterwards."""
     yield shared
     is_left_clean(shared, monitor)
-
-
-def is_left_clean(shared: Shared, monitor: Monitor) -> None:
-    wait_for(lambda: not shared.sessions(), "sessions that ended")
-    wait_for(lambda: not shared.breakpoints(), "a stub without breakpoints")
-    wait_for(lambda: shared.state() == "running", "a guest that runs", 10)
-    wait_for(lambda: not (shared.dir / "state/guests/web1/journal").exists(), "a relay without a journal")
-    # Through every place where a breakpoint stood, without a stop.
-    before = shared.stop_number(), shared.count("machine.stop")
-    shared.goes_on()
-    assert (shared.stop_number(), shared.count("machine.stop")) == before
-    assert monitor.status() == "running"
-
-
-def name_of(one: Debugger) -> str:
-    """The name under which the relay knows this session."""
-    match = re.search(r"(?m)^ +(\S+) .*\(you\)", one.monitor("status"))
-    assert match, one.said
-    return match[1]
-
-
-def truth(monitor: Monitor, name: str, processor: int = 0) -> int:
-    said = monitor.command(
-        "human-monitor-command", **{"command-line": "info registers", "cpu-index": processor}
-    )
-    match = re.search(rf"\b{name} *=([0-9a-f]{{16}})", said)
-    assert match, said
-    return int(match[1], 16)
-
-
-def program_counters(monitor: Monitor) -> set[int]:
-    """Of both processors: which one stopped is not always the first."""
-    return {truth(monitor, "RIP", processor) for processor in (0, 1)}
-
-
-def true_memory(monitor: Monitor, address: int, length: int) -> bytes:
-    said = monitor.command("human-monitor-command", **{"command-line": f"x /{length}xb {address:#x}"})
-    return bytes(int(one, 16) for one in re.findall(r"\b0x([0-9a-f]{2})\b", said))
-
-
-def is_waiting(shared: Shared, name: str) -> None:
-    wait_for(lambda: shared.session(name)["waits"], f"{name} waiting for a stop", 10)
-
-
-def leave(one: Debugger, how: str) -> None:
-    match how:
-        case "detach":
-            assert "detached" in one.detach()
-        case "quit":
-            one.quit()
-        case "SIGKILL":
-            one.kill()
-
-
-def start(make: Make, shared: Shared, path: Path | None = None) -> Any:
-    one = debugger(make, shared.env)
-    one.attach(path or shared.socket)
-    return one
 
 
 @pytest.fixture(params=MAKES, ids=lambda make: make.name)
@@ -333,49 +213,6 @@ def test_each_debugger_beside_gdb_is_given_control_uses_it_and_leaves(
         wait_for(lambda: [one["name"] for one in web1.sessions()] == [name_a], "one session")
         web1.goes_on()
         assert web1.breakpoints() == []
-
-
-class Own:
-    """Our own debugger without its I/O, on a blocking socket."""
-
-    def __init__(self, path: Path) -> None:
-        self.words: list[str] = []
-        self.debugger = OwnDebugger(on_words=self.words.append)
-        self._socket = socket.socket(socket.AF_UNIX)
-        self._socket.settimeout(30)
-        self._socket.connect(str(path))
-        self.stop = self.ask(lambda done: self.debugger.connected(done, time.monotonic()))
-
-    def ask(self, operation: Callable[[Callable[[Any], None]], None]) -> Any:
-        return self.answer(self.begin(operation))
-
-    def begin(self, operation: Callable[[Callable[[Any], None]], None]) -> list[Any]:
-        answers: list[Any] = []
-        operation(answers.append)
-        self._flush()
-        return answers
-
-    def answer(self, answers: list[Any]) -> Any:
-        while not answers:
-            data = self._socket.recv(65536)
-            assert data, f"the relay closed the connection: {self.words}"
-            self.debugger.receive(data, time.monotonic())
-            self._flush()
-        assert not isinstance(answers[0], TargetError), answers[0]
-        return answers[0]
-
-    def _flush(self) -> None:
-        self._socket.sendall(self.debugger.take_output())
-
-    @property
-    def pc(self) -> int:
-        return int(self.ask(lambda done: self.debugger.registers(None, done))["rip"])
-
-    def monitor(self, command: str) -> str:
-        return str(self.ask(lambda done: self.debugger.monitor(command, done)))
-
-    def close(self) -> None:
-        self._socket.close()
 
 
 def test_two_gdbs_and_our_own_client_at_once(web1: Shared, places: tuple[int, ...]) -> None:
