@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable
 from enum import Enum
 from functools import partial
-from typing import Final
+from typing import Final, TypeGuard
 
 from gdbstubs.dialects import Dialect, InterruptBy
 from gdbstubs.errors import EBUSY, EIO, ENOSYS, ESRCH, RemoteProtocolError, TargetError
@@ -37,10 +37,13 @@ from gdbstubs.target import (
     ANY_THREAD,
     SIGINT,
     SIGKILL,
+    SIGTRAP,
     Action,
     Breakpoint,
+    BreakpointKind,
     Ended,
     Halted,
+    Motion,
     Reply,
     Stop,
     Thread,
@@ -110,6 +113,10 @@ class StubClient:
         self._used_registers = self._used_threads = False
         self._ahead = (False, False)
         self._resuming = self._interrupt_wanted = False
+        self._heard = False
+        self._is_step = False
+        self._is_trapped = False
+        """Whether the target stands, and the program counter is just being put back."""
         self._is_sent = True
         """Whether the last resume has left; what comes before that cannot be its stop."""
         self._is_assumed = False
@@ -270,6 +277,7 @@ class StubClient:
     def receive(self, data: bytes) -> None:
         """Take bytes of the stub.  Raises a ``ProtocolError`` when the connection must be closed."""
         for event in self._link.receive(data, self.now):
+            self._heard = True
             if self.state is State.CLOSED:
                 return
             if isinstance(event, bytes):
@@ -336,7 +344,55 @@ class StubClient:
             # Semihosting asks for a file operation of the debugger; the host's files are not for guests.
             self._link.send(b"F-1,1", self.now)
         else:
-            self._halt(as_stop(payload))
+            stop = as_stop(payload)
+            if self._may_be_past_breakpoint(stop):
+                self._put_back(stop)
+            else:
+                self._halt(stop)
+
+    def _may_be_past_breakpoint(self, stop: Stop | TargetError) -> TypeGuard[Halted]:
+        """Whether the stub may have left it to the debugger to put the program counter back."""
+        return (
+            self.dialect.trap_length > 0
+            and isinstance(stop, Halted)
+            and stop.signal == SIGTRAP
+            and stop.thread is not None
+            and not self._is_step
+            and any(one.kind is BreakpointKind.SOFTWARE for one in self.inserted)
+        )
+
+    def _put_back(self, stop: Halted) -> None:
+        """Put the program counter back to the breakpoint that was hit, if one was, before anybody hears of it."""
+        length, thread, stopped = self.dialect.trap_length, stop.thread, self._stopped
+        assert thread is not None
+        self._arrived()
+        self._last_stop = stop
+        self._is_trapped = True
+
+        def settled(result: Stop) -> None:
+            if self._stopped is stopped and self._is_trapped:
+                self._is_trapped = False
+                self._halt(result)
+
+        def known(counter: int | TargetError) -> None:
+            hit = isinstance(counter, int) and any(
+                one.kind is BreakpointKind.SOFTWARE and one.address == counter - length
+                for one in self.inserted
+            )
+            description = self._registers.description
+            register = None if description is None else description.program_counter
+            if not hit or not isinstance(counter, int) or description is None or register is None:
+                settled(stop)
+                return
+            value = (counter - length).to_bytes(register.size, description.byte_order)
+            self.write_register(
+                thread,
+                register.number,
+                value,
+                lambda _: settled(Halted(stop.signal, thread, ("swbreak", ""), stop.words)),
+            )
+
+        self.program_counter(thread, known)
 
     def _halt(self, stop: Stop | TargetError) -> None:
         self._arrived()
@@ -400,8 +456,8 @@ class StubClient:
 
     @property
     def is_resuming(self) -> bool:
-        """Whether a resume waits for what was asked before it."""
-        return self._resuming
+        """Whether a resume waits for what was asked before it, or a stop for what must be asked after it."""
+        return self._resuming or self._is_trapped
 
     @property
     def waits_for_stop(self) -> bool:
@@ -626,6 +682,7 @@ class StubClient:
         self.state = State.RUNNING
         self.interrupt_sent = False
         self._stopped = done
+        self._is_step = any(action.motion is not Motion.CONTINUE for action in actions)
         self._is_sent = False
         self._link.send(resume_text(actions, self._features, self._threads.text), self.now)
         if self._interrupt_wanted:
@@ -669,6 +726,16 @@ class StubClient:
         elif not self.interrupt_sent:
             self.interrupt_sent = True
             self._link.send_interrupt()
+
+    @property
+    def is_heard(self) -> bool:
+        """Whether the stub has answered on this connection already: a target that greets, stands."""
+        return self.state is State.GREETING and self._heard
+
+    def give_up_interrupt(self) -> None:
+        """Take note that an interrupt led nowhere: another one may be sent."""
+        if self.state is State.RUNNING:
+            self.interrupt_sent = False
 
     @property
     def was_interrupted(self) -> bool:

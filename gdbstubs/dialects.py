@@ -57,6 +57,9 @@ class Dialect:
     """Whether only the thread that stopped can be stepped or continued."""
     steps_over_breakpoints: bool = False
     """Whether a step from the address of a software breakpoint moves on, rather than trap there again."""
+    trap_length: int = 0
+    """By how many bytes the program counter is past a software breakpoint that was hit, and left for the debugger to put
+    back."""
     hardware_slots: int | None = None
     """How many hardware breakpoints and watchpoints there are; None where that is not known."""
     registers: Description | None = None
@@ -102,6 +105,8 @@ KGDB: Final = Dialect(
     interrupt_by=InterruptBy.BREAK_IN,
     # "Can't switch threads in kgdb", says kernel/debug/gdbstub.c.
     steps_current_only=True,
+    # ``int3``; kgdb reports it as any other trap.
+    trap_length=1,
     # HBP_NUM in arch/x86/include/asm/hw_breakpoint.h.
     hardware_slots=4,
     registers=KGDB_X86_64,

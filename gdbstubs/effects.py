@@ -60,6 +60,15 @@ class QueryMachine:
 
 
 @dataclass(frozen=True, slots=True)
+class BreakIn:
+    """Make a running kernel enter its stub, which takes no interrupt (kgdb); the stub's bytes are the answer.
+
+    The stub has been asked why it stands: if that is answered, there is nothing to do.  Answer with
+    ``Exchange.break_in_failed`` where no way led in.
+    """
+
+
+@dataclass(frozen=True, slots=True)
 class ReadLive:
     """Read virtual memory of a running guest without stopping it; answer with ``Exchange.live_memory``."""
 
@@ -89,5 +98,14 @@ class Report:
 
 
 Effect = (
-    ToStub | ToSession | CloseSession | ConnectStub | CloseStub | QueryMachine | ReadLive | Journal | Report
+    ToStub
+    | ToSession
+    | CloseSession
+    | ConnectStub
+    | CloseStub
+    | QueryMachine
+    | BreakIn
+    | ReadLive
+    | Journal
+    | Report
 )

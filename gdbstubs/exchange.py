@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from gdbstubs import commands
-from gdbstubs.client import StubClient
+from gdbstubs.client import State, StubClient
 from gdbstubs.dialects import Dialect
-from gdbstubs.effects import CloseSession, Effect, Report, SessionId, ToSession, ToStub
+from gdbstubs.effects import BreakIn, CloseSession, Effect, Report, SessionId, ToSession, ToStub
 from gdbstubs.errors import LinkFailed, RemoteProtocolError
 from gdbstubs.seat import Seat
 from gdbstubs.server import Server
@@ -80,7 +80,7 @@ class Exchange:
         resume_on_leave: bool = True,
     ) -> None:
         self.effects: list[Effect] = []
-        self.client = StubClient(dialect, self.announce)
+        self.client = StubClient(dialect, self.announce, lambda: self.effects.append(BreakIn()))
         self.sharing = Sharing(guest, self.client, self.effects.append, resume_on_leave=resume_on_leave)
         self._monitor = monitor
         self._sessions: dict[SessionId, _Session] = {}
@@ -241,6 +241,17 @@ class Exchange:
         """Take the answer to ``ReadLive``: bytes, or words that say why there are none."""
         self.client.now = now
         self.sharing.live_memory(token, data)
+        self._flush(now)
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether nothing is left to break in for: the stub has said that the guest stands, or is gone."""
+        return self.client.state in (State.STOPPED, State.CLOSED) or self.client.is_heard
+
+    def break_in_failed(self, words: str, now: float) -> None:
+        """Take note that ``BreakIn`` led nowhere: the guest runs."""
+        self.client.now = now
+        self.sharing.break_in_failed(words)
         self._flush(now)
 
     def flush(self, now: float) -> None:

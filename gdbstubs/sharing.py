@@ -24,6 +24,7 @@ from typing import Any, Final
 from gdbstubs.armed import Armed
 from gdbstubs.client import State, StubClient
 from gdbstubs.control import Control
+from gdbstubs.dialects import InterruptBy
 from gdbstubs.effects import (
     CloseStub,
     ConnectStub,
@@ -182,7 +183,7 @@ class Sharing:
         self._run_after = running is not False or self._resume_owed
         self._resume_owed = False
         self._write_journal()
-        self.client.connected(self._greeted)
+        self.client.connected(self._greeted, running=running)
 
     def guest_runs(self) -> None:
         """Take note that the stub was not connected to because the guest runs, as ``ConnectStub`` asked."""
@@ -237,6 +238,28 @@ class Sharing:
             self._close_stub(run=True, left_behind=self._orphans)
         else:
             self._absent()
+
+    def break_in_failed(self, words: str) -> None:
+        """Take note that a guest whose stub takes no interrupt could not be stopped; it runs."""
+        match self.phase:
+            case Phase.CONNECTING:
+                self._refuse_arriving(TargetError(EIO, words))
+                self._close_stub(run=False, left_behind=self._orphans)
+            case Phase.ATTACHED:
+                self.client.give_up_interrupt()
+                self._is_inner = self._rests = False
+                if self._arriving:
+                    self._clear_deadline()
+                    self._refuse_arriving(TargetError(EIO, words))
+                if self._wanting is not None:
+                    self._wanting.say(words)
+                    self._wanting = None
+                self._settled()
+            case Phase.LEAVING if self._expired == self._not_stopping:
+                self._clear_deadline()
+                self._not_stopping()
+            case _:
+                pass
 
     def _refuse_arriving(self, error: TargetError) -> None:
         self._emit(Report("debugger.refused", {"why": str(error)}))
@@ -938,11 +961,16 @@ class Sharing:
                 return
         self._deliver(stop)
 
+    @property
+    def _breaks_in(self) -> bool:
+        """Whether a stop that was asked for looks like any other (kgdb's ``T05``)."""
+        return self.client.dialect.interrupt_by is InterruptBy.BREAK_IN
+
     def _is_ours_alone(self, stop: Stop | TargetError) -> bool:
         """Whether a stop came from the interrupt that was sent to remove breakpoints, and nobody else wants it."""
         return (
             isinstance(stop, Halted)
-            and stop.signal == SIGINT
+            and (stop.signal == SIGINT or self._breaks_in)
             and self.client.interrupt_sent
             and self._wanting is None
             and not self._rests

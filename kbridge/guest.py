@@ -16,7 +16,9 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from kbridge.config import GuestConfig, OnLeave, StubKind
+from gdbstubs.dialects import KGDB, PLAIN, QEMU
+from kbridge.breakin import BreakIn
+from kbridge.config import GuestConfig, OnLeave, StubDialect, StubKind
 from kbridge.console.pen import Pen
 from kbridge.console.recorder import Recorder
 from kbridge.errors import GuestError, KbridgeError, LineError
@@ -30,6 +32,7 @@ from kbridge.transports.opening import open_line
 from kbridge.transports.poller import LinePoller
 from kbridge.transports.streams import SocketAccess
 
+_DIALECTS: Final = {StubDialect.QEMU: QEMU, StubDialect.KGDB: KGDB, StubDialect.PLAIN: PLAIN}
 POWER_ACTIONS: Final = ("on", "off", "cycle", "reset", "pause", "resume", "nmi")
 
 
@@ -94,7 +97,21 @@ class Guest:
             start_stub=self.config.stub is StubKind.AUTO,
             stub_timeout_seconds=self.config.stub_timeout_seconds,
             resume_on_leave=self.config.on_leave is OnLeave.RESUME,
+            dialect=_DIALECTS[self.config.dialect],
+            break_in=self._ways_in(),
             tap=None if self.packets is None else self.packets.tap,
+        )
+
+    def _ways_in(self) -> BreakIn | None:
+        if self.config.dialect is not StubDialect.KGDB:
+            return None
+        return BreakIn(
+            self.name,
+            self.config.break_in,
+            console=self.config.console,
+            line=lambda: self.line,
+            machine=self.machine,
+            said=self.recorder.ring,
         )
 
     # -- the service ----------------------------------------------------------------------------------------

@@ -22,10 +22,12 @@ from typing import Any, Final, assert_never
 from twisted.internet.defer import Deferred
 from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
-from gdbstubs.dialects import PLAIN, QEMU
+from gdbstubs.dialects import Dialect, InterruptBy
 from gdbstubs.effects import (
+    BreakIn,
     CloseSession,
     CloseStub,
     ConnectStub,
@@ -41,6 +43,7 @@ from gdbstubs.effects import (
 from gdbstubs.exchange import BreakpointView, Exchange, SessionView
 from gdbstubs.sharing import MachineStatus, Phase
 from kbridge import journal
+from kbridge.breakin import BreakIn as BreakInWays
 from kbridge.errors import GuestError, KbridgeError, RecordError
 from kbridge.hypervisors.interface import Machine, MachineEvent, RunState
 from kbridge.peers import uid_of, user_of
@@ -52,6 +55,10 @@ LEAVE_SECONDS: Final = 20.0
 
 MACHINE_SECONDS: Final = 3.0
 """How long a debugger waits for a machine monitor that does not answer yet."""
+
+STANDS_SECONDS: Final = 0.5
+"""How soon a kernel that stands in kgdb answers; software emulation takes a few milliseconds."""
+LOOK_SECONDS: Final = 0.02
 
 Sink = Callable[[str, Mapping[str, Any]], None]
 """Takes an event for the time line: its kind and its fields."""
@@ -83,6 +90,8 @@ class Relay:
         start_stub: bool,
         stub_timeout_seconds: float,
         resume_on_leave: bool,
+        dialect: Dialect,
+        break_in: BreakInWays | None = None,
         tap: Tap | None = None,
     ) -> None:
         self._reactor = reactor
@@ -91,12 +100,14 @@ class Relay:
         self._machine = machine
         self._sink = sink
         self._tap = tap
+        self._break_in = break_in
+        self._breaking_in = False
         self._journal_path = journal_path
         self._start_stub = start_stub
         self._stub_started = False
         self._exchange = Exchange(
             guest,
-            replace(PLAIN if machine is None else QEMU, request_timeout=stub_timeout_seconds),
+            replace(dialect, request_timeout=stub_timeout_seconds),
             monitor=lambda session, command, done: monitor(session, command, self._answering(done)),
             resume_on_leave=resume_on_leave,
         )
@@ -316,6 +327,10 @@ class Relay:
                 self._launch(self._connect_stub(unless_running=unless_running))
             case CloseStub(run, detached):
                 self._launch(self._close_stub(run=run, detached=detached))
+            case BreakIn():
+                if not self._breaking_in:
+                    self._breaking_in = True
+                    self._launch(self._enter_stub())
             case QueryMachine():
                 self._launch(self._query_machine())
             case ReadLive():
@@ -341,7 +356,9 @@ class Relay:
     async def _connect_stub(self, *, unless_running: bool) -> None:
         try:
             running = await self._running_before()
-            if unless_running and running is not False:
+            # A kernel in kgdb runs, for its monitor; only breaking in tells.
+            blind = self._exchange.client.dialect.interrupt_by is InterruptBy.BREAK_IN
+            if unless_running and (blind or running is not False):
                 self._exchange.guest_runs(self._now())
                 self._execute()
                 return
@@ -433,6 +450,32 @@ class Relay:
         if self._stopping is not None and self._exchange.sharing.phase is Phase.ABSENT:
             stopping, self._stopping = self._stopping, None
             stopping.callback(None)
+
+    async def _enter_stub(self) -> None:
+        """Break into a guest whose stub takes no interrupt, unless it stands there already."""
+        try:
+            if await self._entered(STANDS_SECONDS):
+                return
+            if self._break_in is None:
+                raise GuestError(
+                    f"{self._guest} runs, and its stub takes no interrupt", todo="set `break_in`"
+                )
+            way = await self._break_in.enter(self._entered)
+            self._sink("debugger.break_in", {"way": way.value})
+        except KbridgeError as error:
+            self._exchange.break_in_failed(str(error), self._now())
+            self._execute()
+        finally:
+            self._breaking_in = False
+
+    async def _entered(self, seconds: float) -> bool:
+        """Wait until the stub has said that the guest stands, or is gone."""
+        end = self._now() + seconds
+        while not self._exchange.is_answered:
+            if self._now() >= end:
+                return False
+            await deferLater(self._reactor, LOOK_SECONDS)
+        return True
 
     async def _read_live(self, asked: ReadLive) -> None:
         found: bytes | str
