@@ -71,7 +71,10 @@ def parse_number(text: bytes) -> int:
 
 
 def parse_thread(text: bytes) -> ThreadId:
-    """Read a thread-id: ``1``, ``-1`` (all), ``0`` (any), or ``p1.1`` with a process, which is ignored."""
+    """Read a thread-id: ``1``, ``-1`` (all), ``0`` (any), or ``p1.1`` with a process, which is ignored.
+
+    gdb keeps thread-ids as 32-bit integers with a sign, and so writes kgdb's ``fffffffd`` as ``-3``.
+    """
     if text[:1] == b"p":
         process, dot, text = text[1:].partition(b".")
         if process != b"-1":
@@ -79,7 +82,8 @@ def parse_thread(text: bytes) -> ThreadId:
         if not dot:
             return ALL_THREADS
     if text[:1] == b"-":
-        return ThreadId(-parse_number(text[1:]))
+        number = parse_number(text[1:])
+        return ALL_THREADS if number == 1 else ThreadId(-number & 0xFFFFFFFF)
     return ThreadId(parse_number(text))
 
 

@@ -28,10 +28,12 @@ Read = Callable[[ThreadId, int, int, Reply[bytes]], None]
 class PageCache:
     """Pages of the kernel's image as one thread sees them (address spaces differ between processors).
 
-    ``read`` asks the target; the cache never answers with less than the target would.
+    ``read`` asks the target; the cache never answers with less than the target would.  Without ``whole_pages`` it keeps
+    nothing.
     """
 
-    def __init__(self, read: Read) -> None:
+    def __init__(self, read: Read, *, whole_pages: bool = True) -> None:
+        self._whole_pages = whole_pages
         self._ask = read
         self._pages: dict[Key, bytes] = {}
         self._touched: set[Key] = set()
@@ -48,7 +50,7 @@ class PageCache:
     def read(self, thread: ThreadId, address: int, length: int, done: Reply[bytes]) -> None:
         """Read memory through the cache."""
         offset = address % PAGE
-        if not IMAGE_START <= address < IMAGE_END or offset + length > PAGE:
+        if not self._whole_pages or not IMAGE_START <= address < IMAGE_END or offset + length > PAGE:
             self._ask(thread, address, length, done)
             return
         key = (thread, address - offset)

@@ -15,7 +15,18 @@ from typing import TYPE_CHECKING, Any
 from gdbstubs.effects import SessionId
 from gdbstubs.errors import EIO, TargetError
 from gdbstubs.rights import Right
-from gdbstubs.target import Action, Breakpoint, BreakpointKind, Ended, Halted, Reply, Stop, Thread, ThreadId
+from gdbstubs.target import (
+    Action,
+    Breakpoint,
+    BreakpointKind,
+    Ended,
+    Halted,
+    Motion,
+    Reply,
+    Stop,
+    Thread,
+    ThreadId,
+)
 
 if TYPE_CHECKING:
     from gdbstubs.sharing import Sharing
@@ -53,6 +64,10 @@ class Seat:
         """The number of the stop that this session was told last; -1 before the first."""
         self.standing: frozenset[Breakpoint] = frozenset()
         """Its breakpoints as they were at its last resume."""
+        self.steps_over: ThreadId | None = None
+        """The thread that is to step only to get past a breakpoint of this session, as a debugger's `continue` asks."""
+        self.retell = 0
+        """The stop that ended such a step, told again when the debugger then goes on by itself."""
         self._wanted: set[Breakpoint] = set()
         self._sharing = sharing
         self._client = sharing.client
@@ -268,7 +283,11 @@ class Seat:
 
         def resume() -> None:
             self._stopped = done
-            self.standing = self.wanted
+            removed = self.standing - self.wanted
+            is_past = actions[0].motion is Motion.STEP and any(one.kind not in _WATCHES for one in removed)
+            self.steps_over = actions[0].thread if is_past else None
+            if self.steps_over is None or self.controls:
+                self.standing = self.wanted
             self._sharing.resume(self, actions)
 
         def refuse(error: TargetError) -> None:

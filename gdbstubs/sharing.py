@@ -40,6 +40,7 @@ from gdbstubs.pages import PageCache
 from gdbstubs.seat import Seat
 from gdbstubs.stops import TRANSIENT_SECONDS, Stops
 from gdbstubs.target import (
+    ALL_THREADS,
     SIGINT,
     SIGTRAP,
     Action,
@@ -100,7 +101,8 @@ class Sharing:
         self.armed: Armed[Seat] = Armed()
         self.control: Control[Seat] = Control(self._control_changed)
         self.resume_on_leave = resume_on_leave
-        self.pages = PageCache(client.read_memory)
+        # A whole page is a second on a serial line, where requests are answered one at a time.
+        self.pages = PageCache(client.read_memory, whole_pages=client.dialect.pipeline > 1)
         self.known_threads: tuple[Thread, ...] = (Thread(ThreadId(1), "as last known"),)
         """What observers of a running guest are told."""
         self._emit = emit
@@ -762,9 +764,14 @@ class Sharing:
             if self._tell_at is None:
                 self._tell(seat)
             return
+        again, seat.retell = seat.retell, 0
+        if present and again == present and seat.steps_over is None:
+            self._tell(seat)
+            return
         if not seat.controls:
             self._wait(seat, actions)
             return
+        seat.steps_over = None
         self._resumer = seat
         if self.client.state is State.RUNNING:
             # Somebody else resumed the guest: wait for its next stop.
@@ -773,6 +780,8 @@ class Sharing:
 
     def _wait(self, seat: Seat, actions: tuple[Action, ...]) -> None:
         holder = self.control.holder
+        if seat.steps_over is not None:
+            return
         if any(action.motion is not Motion.CONTINUE for action in actions):
             who = (
                 "nobody controls it: 'monitor control take'"
@@ -828,7 +837,7 @@ class Sharing:
         self.pages.clear()
         if self._tell_at is not None:
             self._tell_at = None
-            self.stops.transient += 1
+            self.stops.passed()
         self.stops.left()
 
     def _go(self, seat: Seat | None, actions: tuple[Action, ...]) -> None:
@@ -1014,6 +1023,8 @@ class Sharing:
             return
         resumer, self._resumer = self._resumer, None
         if isinstance(stop, TargetError):
+            if self.client.state is State.STOPPED:
+                self.stops.stands_again()
             self._write_journal()
             if resumer is not None:
                 resumer.stopped(stop)
@@ -1039,7 +1050,13 @@ class Sharing:
         if latest is not None and self.stops.present:
             missed = self.stops.missed(seat.seen)
             seat.seen = latest.number
-            seat.stopped(seat.as_told(latest.halted, missed))
+            told = seat.as_told(latest.halted, missed)
+            if seat.steps_over is not None:
+                # gdb aborts when it hears of another thread than the one that it steps.
+                thread = told.thread if seat.steps_over == ALL_THREADS else seat.steps_over
+                told = Halted(SIGTRAP, thread, None, told.words)
+                seat.retell, seat.steps_over = latest.number, None
+            seat.stopped(told)
 
     def _tell_later(self, told: Seat | None) -> None:
         if any(seat.waits and seat is not told for seat in self._here):

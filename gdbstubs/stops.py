@@ -36,28 +36,35 @@ class Stops:
         self.latest: NumberedStop | None = None
         self.present = 0
         """The number of the stop at which the guest stands, 0 while it runs or nobody can tell."""
-        self._remembered: deque[NumberedStop] = deque(maxlen=MOST_REMEMBERED)
+        self._passed: deque[int] = deque(maxlen=MOST_REMEMBERED)
 
     def count(self, halted: Halted, now: float) -> NumberedStop:
         """Number a new stop, at which the guest stands from now on."""
         self.number += 1
         self.present = self.number
         self.latest = NumberedStop(self.number, halted, now)
-        self._remembered.append(self.latest)
         return self.latest
 
     def left(self) -> None:
         """Take note that the guest runs again, or that nobody knows."""
         self.present = 0
 
-    @property
-    def remembered(self) -> tuple[NumberedStop, ...]:
-        """The last stops, oldest first."""
-        return tuple(self._remembered)
+    def passed(self) -> None:
+        """Take note that the latest stop was left before it was told to those who wait."""
+        self.transient += 1
+        self._passed.append(self.number)
+
+    def stands_again(self) -> None:
+        """Take note that the guest was not resumed after all."""
+        self.present = self.number
 
     def missed(self, seen: int) -> str:
-        """Say which stops came and went unseen between the stop ``seen`` and the latest one; empty if none did."""
-        first, last = seen + 1, self.number - 1
-        if seen <= 0 or first > last:
+        """Say which lasting stops came and went between the stop ``seen`` and the latest one; empty if none did."""
+        if seen <= 0:
             return ""
-        return f"missed stop {first}" if first == last else f"missed stops {first} to {last}"
+        first = max(seen + 1, self.number - MOST_REMEMBERED)
+        missed = [number for number in range(first, self.number) if number not in self._passed]
+        if not missed:
+            return ""
+        more = "…, " if first > seen + 1 else ""
+        return f"missed stop{'s' if more or len(missed) > 1 else ''} {more}{', '.join(map(str, missed))}"
