@@ -302,7 +302,12 @@ def check_bounds(request: Request) -> None:
             pass
 
 
-@given(st.integers(-(1 << 64) + 1, (1 << 64) - 1))
+@given(st.one_of(st.just(-1), st.integers(0, (1 << 64) - 1)))
 def test_thread_ids_there_and_back(number: int) -> None:
     assert parse_thread(format_thread(ThreadId(number))) == number
     assert parse_thread(b"p1." + format_thread(ThreadId(number))) == number
+
+
+@given(st.integers(2, 1 << 31))
+def test_a_thread_id_that_gdb_took_for_a_negative_number(number: int) -> None:
+    assert parse_thread(b"-%x" % number) == 0x1_0000_0000 - number
