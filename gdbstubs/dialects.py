@@ -58,7 +58,7 @@ class Dialect:
     steps_over_breakpoints: bool = False
     """Whether a step from the address of a software breakpoint moves on, rather than trap there again."""
     trap_length: int = 0
-    """By how many bytes the program counter is past a software breakpoint that was hit; a debugger is to put it back."""
+    """By how many bytes the program counter is past a software breakpoint that was hit; debuggers put it back."""
     hardware_slots: int | None = None
     """How many hardware breakpoints and watchpoints there are; None where that is not known."""
     registers: Description | None = None

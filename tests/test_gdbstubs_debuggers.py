@@ -42,9 +42,9 @@ def go_and_interrupt(one: Any, served: Serving) -> str:
     for _ in range(200):  # what comes while the resume is sent is forgotten by all four
         if served.target.stopped is not None:
             break
-        one.hears(0.05)
+        one.says(r"$^", 0.05)
     assert served.target.stopped is not None
-    one.hears(0.2)
+    one.says(r"$^", 0.2)
     one.interrupt()
     said: str = one.wait_stop(20)
     return said
