@@ -385,12 +385,16 @@ class StubClient:
                 settled(stop)
                 return
             value = (counter - length).to_bytes(register.size, description.byte_order)
-            self.write_register(
-                thread,
-                register.number,
-                value,
-                lambda _: settled(Halted(stop.signal, thread, ("swbreak", ""), stop.words)),
-            )
+            self.write_register(thread, register.number, value, put)
+
+        def put(error: TargetError | None) -> None:
+            if error is None:
+                settled(Halted(stop.signal, thread, ("swbreak", ""), stop.words))
+            else:
+                words = (
+                    f"the program counter is {length} past a breakpoint and could not be put back: {error}"
+                )
+                settled(Halted(stop.signal, thread, None, words))
 
         self.program_counter(thread, known)
 

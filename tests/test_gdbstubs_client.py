@@ -1006,6 +1006,144 @@ def test_a_kernel_is_let_go_by_a_detach() -> None:
     assert not line.kernel.breakpoints
 
 
+TRAP = Breakpoint(BreakpointKind.SOFTWARE, 0x2000, 1)
+MET = Halted(5, SHADOW, ("swbreak", ""))
+
+
+def running_line(*breakpoints: Breakpoint) -> Line:
+    """A kernel that runs, with breakpoints, and what its debugger was told since."""
+    line = Line().connect()
+    for one in breakpoints:
+        assert line.ask(line.client.insert, one) is None
+    line.client.resume(GO, line.answers.append)
+    line.exchange()
+    assert not line.kernel.in_debugger
+    line.answers.clear()
+    line.kernel.seen.clear()
+    return line
+
+
+def caught(line: Line) -> Line:
+    """A breakpoint was hit, and what it takes to put the program counter back has not been sent yet."""
+    line.kernel.trap(TRAP.address)
+    said = bytes(line.kernel.output)
+    line.kernel.output.clear()
+    line.client.receive(said)
+    assert line.answers == []
+    assert line.client.is_resuming
+    assert line.client.waits_for_stop
+    return line
+
+
+def test_the_program_counter_is_put_back_to_the_breakpoint_that_a_kernel_hit() -> None:
+    line = running_line(TRAP)
+    for _ in range(2):
+        line.kernel.trap(TRAP.address)
+        line.exchange()
+        assert line.answers == [MET]
+        assert line.kernel.program_counter == TRAP.address
+        assert line.ask(line.client.program_counter, SHADOW) == TRAP.address
+        assert line.ask(line.client.why_stopped) == MET
+        assert not line.client.is_resuming
+        line.client.resume(GO, line.answers.append)
+        line.exchange()
+        line.answers.clear()
+
+
+def test_the_other_registers_stay_when_the_program_counter_is_put_back() -> None:
+    line = running_line(TRAP)
+    before = bytes(line.kernel.registers)
+    line.kernel.trap(TRAP.address)
+    line.exchange()
+    after = bytes(line.kernel.registers)
+    assert after[:128] + after[136:] == before[:128] + before[136:]
+
+
+@pytest.mark.parametrize(
+    "breakpoints",
+    [(TRAP,), (Breakpoint(BreakpointKind.HARDWARE, 0x4000, 1),), ()],
+    ids=["elsewhere", "in hardware", "none"],
+)
+def test_a_trap_that_is_no_breakpoint_of_ours_is_told_as_it_is(breakpoints: tuple[Breakpoint, ...]) -> None:
+    line = running_line(*breakpoints)
+    line.kernel.trap(0x4000)
+    line.exchange()
+    assert line.answers == [Halted(5, SHADOW)]
+    assert line.kernel.program_counter == 0x4001
+    # Nothing is asked of a stub that has no breakpoint to be past of.
+    assert line.kernel.seen == ([b"Hgfffffffe", b"g"] if breakpoints == (TRAP,) else [])
+
+
+def test_a_step_that_ends_one_byte_past_a_breakpoint_is_no_hit() -> None:
+    line = Line().connect()
+    assert line.ask(line.client.insert, TRAP) is None
+    line.kernel.path = [TRAP.address + 1]
+    assert line.ask(line.client.resume, (Action(Motion.STEP, SHADOW),)) == Halted(5, SHADOW)
+    assert line.kernel.program_counter == TRAP.address + 1
+
+
+def test_a_program_counter_that_cannot_be_put_back_is_told() -> None:
+    line = running_line(TRAP)
+    line.kernel.is_read_only = True
+    line.kernel.trap(TRAP.address)
+    line.exchange()
+    (told,) = line.answers
+    assert (told.signal, told.thread, told.reason) == (5, SHADOW, None)
+    assert "could not be put back" in told.words
+
+
+@pytest.mark.parametrize("packets", [0, 1, 2])
+def test_a_line_lost_while_the_program_counter_is_put_back_ends_the_resume_once(packets: int) -> None:
+    line = caught(running_line(TRAP))
+    for _ in range(packets):
+        line.kernel.receive(line.client.take_output())
+        said = bytes(line.kernel.output)
+        line.kernel.output.clear()
+        line.client.receive(said)
+    assert line.answers == []
+    line.client.closed("the line is gone")
+    assert [type(one) for one in line.answers] == [Ended]
+    assert not line.client.is_resuming
+    assert line.client.state is State.CLOSED
+    # The next connection begins anew; nothing of the last one is told on it.
+    line.answers.clear()
+    line.kernel.output.clear()
+    line.connect(running=False)
+    line.exchange()
+    assert line.answers == [Halted(5, SHADOW)]
+
+
+def test_an_interrupt_while_the_program_counter_is_put_back_breaks_in_nowhere() -> None:
+    line = caught(running_line(TRAP))
+    line.kernel.break_in = lambda: pytest.fail("broken into while it stands")  # type: ignore[method-assign]
+    line.client.interrupt()
+    line.exchange()
+    assert line.answers == [MET]
+    assert not line.client.interrupt_sent
+
+
+def test_who_is_told_of_a_breakpoint_may_leave_at_once() -> None:
+    line = Line().connect()
+    assert line.ask(line.client.insert, TRAP) is None
+    line.answers.clear()
+    left: list[Any] = []
+
+    def leave(stop: Any) -> None:
+        line.answers.append(stop)
+        line.client.remove(TRAP, left.append)
+        line.client.detach(left.append)
+
+    line.client.resume(GO, leave)
+    line.exchange()
+    line.kernel.trap(TRAP.address)
+    line.exchange()
+    assert line.answers == [MET]
+    assert left == [None, None]
+    assert line.kernel.program_counter == TRAP.address
+    assert not line.kernel.in_debugger
+    assert not line.kernel.breakpoints
+
+
 # ── another relay ───────────────────────────────────────────────────────────────────────────────────────────
 
 

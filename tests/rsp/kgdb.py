@@ -26,6 +26,8 @@ class Kgdb:
         self.hardware: set[bytes] = set()
         self.path: list[int] = []
         self.current = CPUS[0]
+        self.is_read_only = False
+        """Whether it refuses to write registers, as it does those of a task that is on no processor."""
         self._unacknowledged = b""
         self._buffer = b""
         self._leaving = False
@@ -40,6 +42,16 @@ class Kgdb:
         self._buffer = b""
         if self.connected:
             self._say(b"T05thread:%s;" % self.current)
+
+    def trap(self, address: int) -> None:
+        """Run into the `int3` at an address, which the processor is then one byte past."""
+        assert not self.in_debugger
+        self.registers[PROGRAM_COUNTER] = (address + 1).to_bytes(8, "little")
+        self.halt()
+
+    @property
+    def program_counter(self) -> int:
+        return int.from_bytes(self.registers[PROGRAM_COUNTER], "little")
 
     def _say(self, payload: bytes) -> None:
         self._unacknowledged = packet(payload)
@@ -121,6 +133,9 @@ class Kgdb:
         if letter == b"P":
             start, end = self._place(int(number, 16))
             assert len(value) == 2 * (end - start), "a register of another size"
+            if self.is_read_only:
+                self._say(b"E22")
+                return
             self.registers[start:end] = bytes.fromhex(value.decode())
         self._say(b"OK")
 
