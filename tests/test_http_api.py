@@ -160,7 +160,8 @@ def test_a_guest_is_shown_with_what_it_has(relay: RelayProcess) -> None:
     assert web1["capabilities"] == ["console"]
     assert web1["console"]["state"] == "open"
     assert web1["record"]["recording"]
-    assert web1["sockets"] == {"gdb": None, "console": str(relay.runtime / "web1" / "console")}
+    console = str(relay.runtime / "web1" / "console")
+    assert web1["sockets"] == {"gdb": None, "gdb_observe": None, "console": console}
 
 
 def test_power_without_a_monitor_is_a_conflict_that_says_what_to_do(relay: RelayProcess) -> None:
