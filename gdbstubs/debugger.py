@@ -11,6 +11,8 @@ in:      bytes of the stub, operations, the time (given to each event)
 out:     bytes for the stub (``take_output``); each operation's callback, exactly once
 states:  those of ``client.State``
 invariant: every stop is told once to each operation that waits for it
+
+A resume from an address where this session has a breakpoint gets past it first (``passing.py``).
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from typing import Final
 from gdbstubs.client import State, StubClient
 from gdbstubs.dialects import RELAY, Dialect
 from gdbstubs.errors import EBUSY, EINVAL, ENOSYS, TargetError
+from gdbstubs.passing import INSTRUCTIONS, Passing
 from gdbstubs.registers import Description
 from gdbstubs.target import (
     ANY_THREAD,
@@ -55,6 +58,8 @@ class Debugger:
     ) -> None:
         self._client = StubClient(dialect, on_words, break_in)
         self._waiting: list[Reply[Stop]] = []
+        self._passing: Passing | None = None
+        """What gets a resume past a breakpoint of this session; it goes on afterwards."""
 
     # -- the connection -------------------------------------------------------------------------------------
 
@@ -195,19 +200,36 @@ class Debugger:
 
     def _resume(self, actions: tuple[Action, ...], done: Reply[Stop]) -> None:
         def stopped(stop: Stop | TargetError) -> None:
+            self._passing = None
             waiting, self._waiting = self._waiting, []
             for told in (done, *waiting):
                 told(stop)
 
-        self._client.resume(actions, stopped)
+        def go() -> None:
+            passing, self._passing = self._passing, None
+            self._client.resume(actions, stopped)
+            if passing is not None and passing.is_wanted:
+                self._client.interrupt()
+
+        if self._passing is not None:
+            done(TargetError(EBUSY, "the guest is running"))
+            return
+        forward = all(action.motion in (Motion.CONTINUE, Motion.STEP) for action in actions)
+        if forward and any(one.kind in INSTRUCTIONS for one in self._client.inserted):
+            self._passing = Passing(self._client, actions, go, stopped)
+            self._passing.start()
+        else:
+            go()
 
     def interrupt(self) -> None:
         """Ask a running target to stop; whoever waits for a stop is told."""
+        if self._passing is not None:
+            self._passing.is_wanted = True
         self._client.interrupt()
 
     def wait(self, done: Reply[Stop]) -> None:
         """Wait for the next stop of a target that runs; answers at once with the last one where it stands."""
-        if not self._client.waits_for_stop and not self._client.is_resuming:
+        if self._passing is None and not self._client.waits_for_stop and not self._client.is_resuming:
             self._client.why_stopped(done)
         elif len(self._waiting) < MOST_WAITING:
             self._waiting.append(done)
