@@ -34,6 +34,7 @@ _DIGITS: Final[tuple[bytes, ...]] = tuple(b"%02x" % value for value in range(256
 _adler32: Final = zlib.adler32
 _hex_pair: Final = _HEX_PAIRS.get
 _MOST_EXACT: Final = 256  # bytes of anything whose sum Adler-32 holds exactly: 256 * 255 + 1 < 65521
+_MOST_EXACT_ASCII: Final = 512  # the same of text, such as memory in hexadecimal: 512 * 127 + 1 < 65521
 
 
 class Control(Enum):
@@ -66,10 +67,10 @@ def checksum(payload: bytes) -> int:
     """
     if len(payload) <= _MOST_EXACT:
         return (_adler32(payload) - 1) & 0xFF
+    most = _MOST_EXACT_ASCII if payload.isascii() else _MOST_EXACT
     total = 0
-    view = memoryview(payload)
-    for start in range(0, len(payload), _MOST_EXACT):
-        total += (_adler32(view[start : start + _MOST_EXACT]) & 0xFFFF) - 1
+    for start in range(0, len(payload), most):
+        total += (_adler32(payload[start : start + most]) & 0xFFFF) - 1
     return total & 0xFF
 
 

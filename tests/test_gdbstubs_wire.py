@@ -132,6 +132,7 @@ def test_what_is_framed_is_found_again(payloads: list[bytes], data: st.DataObjec
 def test_checksum_is_the_sum(data: bytes) -> None:
     assert checksum(data) == sum(data) % 256
     assert checksum(b"\xff" * 5000 + data) == (255 * 5000 + sum(data)) % 256
+    assert checksum(b"\x7f" * 5000) == 0x7F * 5000 % 256
 
 
 def test_checksum_of_upper_case_digits_is_accepted() -> None:
