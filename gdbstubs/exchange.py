@@ -55,11 +55,13 @@ class BreakpointView:
 
 
 class _Session:
-    __slots__ = ("closed", "name", "seat", "server")
+    __slots__ = ("closed", "name", "output", "seat", "server")
 
     def __init__(self, name: str, server: Server, seat: Seat) -> None:
         self.name = name
         self.server = server
+        self.output = server.output
+        """Looked at after each event of whatever session: a call would cost more than all else there."""
         self.seat = seat
         self.closed = False
 
@@ -309,9 +311,8 @@ class Exchange:
         for number, session in self._sessions.items():
             server = session.server
             server.now = now
-            data = server.take_output()
-            if data:
-                effects.append(ToSession(number, data))
+            if session.output:
+                effects.append(ToSession(number, server.take_output()))
             if server.finished and not session.closed:
                 session.closed = True
                 if server.failed:

@@ -121,6 +121,8 @@ class Server:
         self._monitor = monitor
         self._compress = compress
         self._link = Link(PACKET_SIZE, window=64)
+        self.output = self._link.output
+        """What waits to be sent, one list for the whole session; ``take_output`` empties it."""
         self._replies = Replies(self._send)
         self._held: deque[bytes] = deque()
         self._releasing = False
