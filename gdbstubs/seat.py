@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from gdbstubs.effects import SessionId
-from gdbstubs.errors import EIO, TargetError
+from gdbstubs.errors import EIO, ESRCH, TargetError
 from gdbstubs.rights import Right
 from gdbstubs.target import (
     Action,
@@ -68,6 +68,8 @@ class Seat:
         """The thread that is to step only to get past a breakpoint of this session, as a debugger's `continue` asks."""
         self.retell = 0
         """The stop that ended such a step, told again when the debugger then goes on by itself."""
+        self.stepped: ThreadId | None = None
+        """The thread that was named at the present stop because it was to step, whatever thread stopped."""
         self._wanted: set[Breakpoint] = set()
         self._sharing = sharing
         self._client = sharing.client
@@ -198,7 +200,13 @@ class Seat:
             else:
                 done(error)
 
-        self._at_its_stop(lambda: self._client.read_registers(thread, done), refuse)
+        def answer(result: bytes | TargetError) -> None:
+            if isinstance(result, TargetError) and result.errno == ESRCH and thread == self.stepped:
+                # A task that has exited since, of which gdb is just being told; kgdb shows 0 for any that does not run.
+                result = b"0" * self._client.register_text_length
+            done(result)
+
+        self._at_its_stop(lambda: self._client.read_registers(thread, answer), refuse)
 
     def write_registers(self, thread: ThreadId, data: bytes, done: Reply[None]) -> None:
         """Write all general registers."""

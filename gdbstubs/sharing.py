@@ -813,6 +813,9 @@ class Sharing:
             self._tell(seat)
         else:
             latest = self.stops.latest
+            if not self.stops.present:
+                # It goes on as one that came to a running guest: a debugger that is told of a stop reads registers.
+                seat.seen = -1
             seat.stopped(Halted(SIGINT, ThreadId(1) if latest is None else latest.halted.thread))
 
     def read_live(self, address: int, length: int, done: Reply[bytes]) -> None:
@@ -1051,10 +1054,12 @@ class Sharing:
             missed = self.stops.missed(seat.seen)
             seat.seen = latest.number
             told = seat.as_told(latest.halted, missed)
+            seat.stepped = None
             if seat.steps_over is not None:
                 # gdb aborts when it hears of another thread than the one that it steps.
                 thread = told.thread if seat.steps_over == ALL_THREADS else seat.steps_over
                 told = Halted(SIGTRAP, thread, None, told.words)
+                seat.stepped = thread
                 seat.retell, seat.steps_over = latest.number, None
             seat.stopped(told)
 

@@ -26,6 +26,7 @@ class Kgdb:
         self.hardware: set[bytes] = set()
         self.path: list[int] = []
         self.current = CPUS[0]
+        self.tasks = dict(TASKS)
         self.is_read_only = False
         """Whether it refuses to write registers, as it does those of a task that is on no processor."""
         self._unacknowledged = b""
@@ -48,6 +49,9 @@ class Kgdb:
         assert not self.in_debugger
         self.registers[PROGRAM_COUNTER] = (address + 1).to_bytes(8, "little")
         self.halt()
+
+    def exit_task(self, task: bytes) -> None:
+        del self.tasks[task]
 
     @property
     def program_counter(self) -> int:
@@ -98,7 +102,7 @@ class Kgdb:
             case b"q":
                 self._say(self._query(payload))
             case b"H" | b"T":
-                known = rest.lstrip(b"gc") in (*CPUS, *TASKS, b"0", b"1", b"2")
+                known = rest.lstrip(b"gc") in (*CPUS, *self.tasks, b"0", b"1", b"2")
                 self._say(b"OK" if known else b"E22")
             case b"g" | b"G" | b"p" | b"P":
                 self._register(letter, rest)
@@ -158,10 +162,10 @@ class Kgdb:
             return b"QC" + self.current
         if payload == b"qfThreadInfo":
             self._left = True
-            return b"m" + b",".join((*CPUS, *TASKS))
+            return b"m" + b",".join((*CPUS, *self.tasks))
         if payload.startswith(b"qThreadExtraInfo,"):
             task = payload.partition(b",")[2]
-            return (TASKS[task].ljust(16, b"\0") if task in TASKS else b"shadowCPU0").hex().encode()
+            return (self.tasks[task].ljust(16, b"\0") if task in self.tasks else b"shadowCPU0").hex().encode()
         return b""  # the end of the threads, too
 
     def _write(self, letter: bytes, rest: bytes) -> None:

@@ -1,0 +1,150 @@
+"""Sessions that share a kernel's own stub: tasks that exit, a monitor that calls it running, breaking in."""
+
+from __future__ import annotations
+
+from rsp.debugger import Debugger
+from rsp.kgdb import Kgdb
+
+from gdbstubs.dialects import KGDB
+from gdbstubs.effects import (
+    BreakIn,
+    CloseStub,
+    ConnectStub,
+    QueryMachine,
+    Report,
+    SessionId,
+    ToSession,
+    ToStub,
+)
+from gdbstubs.exchange import Exchange
+from gdbstubs.sharing import MachineStatus
+
+A, B = SessionId(1), SessionId(2)
+BREAKPOINT = b"Z0,2000,1"
+LASTING = 0.2
+
+
+class Kernel:
+    """An exchange on a kernel's own stub; effects are carried out at once."""
+
+    def __init__(self, *sessions: SessionId) -> None:
+        self.now = 0.0
+        self.stub = Kgdb()
+        self.exchange = Exchange("web1", KGDB, monitor=lambda who, command, done: done(command))
+        self.debuggers: dict[SessionId, Debugger] = {}
+        self.broken_in = 0
+        self.runs: bool | None = True
+        """What the machine monitor says."""
+        for number in sessions:
+            self.debuggers[number] = Debugger()
+            assert self.exchange.session_opened(number, f"user-{number}", self.now)
+            self.ask(number, b"?")
+
+    def flow(self) -> None:
+        exchange = self.exchange
+        while exchange.effects or self.stub.output:
+            effects = exchange.effects.copy()
+            exchange.effects.clear()
+            for effect in effects:
+                self._carry_out(effect)
+            said = bytes(self.stub.output)
+            self.stub.output.clear()
+            if said:
+                exchange.stub_data(said, self.now)
+
+    def _carry_out(self, effect: Effect) -> None:
+        exchange = self.exchange
+        match effect:
+            case ConnectStub(unless_running=True):
+                exchange.guest_runs(self.now)
+            case ConnectStub():
+                exchange.stub_connected(self.now, running=True)
+            case CloseStub():
+                exchange.stub_left(self.now)
+            case BreakIn():
+                self.broken_in += 1
+                self.stub.break_in()
+            case ToStub(data):
+                self.stub.receive(data)
+            case ToSession(number, data):
+                exchange.session_data(number, self.debuggers[number].receive(data), self.now)
+            case QueryMachine():
+                exchange.machine_status(MachineStatus(self.runs), self.now)
+            case _:
+                pass
+
+    def ask(self, number: SessionId, payload: bytes) -> bytes:
+        """Send a request; return its answer, empty for one that is still to come."""
+        debugger = self.debuggers[number]
+        before = len(debugger.answered)
+        self.exchange.session_data(number, debugger.ask(payload), self.now)
+        self.flow()
+        return debugger.answered[-1][1] if len(debugger.answered) > before else b""
+
+    def told(self, number: SessionId) -> bytes:
+        return self.debuggers[number].answered[-1][1]
+
+    def trap(self, address: int) -> None:
+        self.stub.trap(address)
+        self.flow()
+
+    def elapse(self, seconds: float) -> None:
+        self.now += seconds
+        self.exchange.expire(self.now)
+        self.flow()
+
+    def interrupt(self, number: SessionId) -> None:
+        self.exchange.session_data(number, b"\x03", self.now)
+        self.flow()
+
+
+def test_a_kernel_is_broken_into_for_the_first_and_not_for_the_second() -> None:
+    kernel = Kernel(A, B)
+    assert kernel.broken_in == 1
+    assert kernel.ask(A, b"g") == kernel.ask(B, b"g")
+
+
+def test_an_observer_that_ends_its_waiting_beside_a_running_kernel_sees_no_registers() -> None:
+    kernel = Kernel(A, B)
+    standing = kernel.ask(B, b"g")
+    assert kernel.ask(B, b"vCont;c") == b""
+    assert kernel.ask(A, b"D") == b"OK"
+    assert not kernel.stub.in_debugger
+    kernel.interrupt(B)
+    assert kernel.told(B).startswith(b"T02")
+    # gdb gives up in the middle of a stop whose registers it is refused.
+    registers = kernel.ask(B, b"g")
+    assert len(registers) == len(standing)
+    assert set(registers) == set(b"x0")
+    assert kernel.broken_in == 1
+
+
+def test_a_task_that_exited_under_a_step_over_a_breakpoint_shows_nothing_rather_than_an_error() -> None:
+    kernel = Kernel(A, B)
+    assert kernel.ask(A, BREAKPOINT) == b"OK"
+    assert kernel.ask(B, BREAKPOINT) == b"OK"
+    assert kernel.ask(B, b"vCont;c") == b""
+    assert kernel.ask(A, b"vCont;c") == b""
+    kernel.stub.current = b"3f"
+    kernel.trap(0x2000)
+    kernel.elapse(LASTING)
+    assert b"thread:3f;" in kernel.told(B)
+    # As gdb goes on from a breakpoint of its own: without it, one step of the thread that met it.
+    assert kernel.ask(B, b"z0,2000,1") == b"OK"
+    assert kernel.ask(B, b"vCont;s:3f;c") == b""
+    assert kernel.ask(A, b"vCont;c") == b""
+    kernel.stub.exit_task(b"3f")
+    kernel.stub.current = b"02"
+    kernel.trap(0x2000)
+    kernel.elapse(LASTING)
+    assert b"thread:3f;" in kernel.told(B)
+    registers = kernel.ask(B, b"g")
+    assert set(registers) == {ord("0")}
+    assert len(registers) == len(kernel.ask(A, b"g"))
+    # It goes on, and is told of the stop as it is.
+    assert kernel.ask(B, BREAKPOINT) == b"OK"
+    assert b"thread:2;" in kernel.ask(B, b"vCont;c")
+    assert set(kernel.ask(B, b"g")) != {ord("0")}
+    # Asked for once more, it is one that is not there.
+    kernel.ask(B, b"Hg3f")
+    assert kernel.ask(B, b"g").startswith(b"E")
