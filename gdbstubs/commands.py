@@ -40,7 +40,10 @@ def answer(sharing: Sharing, seat: Seat, command: str) -> str | None:
         case ["control", "release"]:
             return _release(sharing, seat)
         case ["control", *_]:
-            return f"monitor control take, give NAME or release\n{_who(sharing, seat)}"
+            return (
+                "what follows 'monitor control' is take, take --force, give NAME, release, or nothing\n"
+                f"{_who(sharing, seat)}"
+            )
         case ["live", "on" | "off" as switch]:
             seat.live = switch == "on"
             return "memory is read while the guest runs\n" if seat.live else "memory is read at stops only\n"
@@ -93,7 +96,13 @@ def _who(sharing: Sharing, seat: Seat) -> str:
     holder = sharing.control.holder
     if holder is None:
         return "control is free: monitor control take\n"
-    return "you control the guest\n" if holder is seat else f"{holder.name} controls the guest\n"
+    if holder is not seat:
+        return f"{holder.name} controls the guest; 'monitor control take' asks for it\n"
+    asking = sharing.control.asking
+    if not asking:
+        return "you control the guest\n"
+    names = ", ".join(one.name for one in asking)
+    return f"you control the guest; asked for by {names}: monitor control give {asking[0].name}\n"
 
 
 def _others(sharing: Sharing, seat: Seat) -> str:
@@ -124,9 +133,12 @@ def _force(sharing: Sharing, seat: Seat) -> str:
     if not seat.is_attached:
         return _not_here(seat)
     if not seat.admin:
-        return "only an administrator of the relay may force control\n"
+        return "only an administrator of the relay may force control; 'monitor control take' asks for it\n"
+    holder = sharing.control.holder
     sharing.force_control(seat)
-    return "you control the guest now\n"
+    if holder is None or holder is seat:
+        return "you control the guest now\n"
+    return f"you control the guest now; {holder.name} observes\n"
 
 
 def _give(sharing: Sharing, seat: Seat, name: str) -> str:
