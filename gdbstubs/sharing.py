@@ -692,8 +692,9 @@ class Sharing:
             former.say(words)
         if holder is None or holder not in self._here:
             return
-        if former is not None:
-            holder.say(f"you control {self.guest} now")
+        if former is not None and how == "given":
+            # Who forces or takes control is answered by the command.
+            holder.say(f"{former.name} gave you control of {self.guest}")
         if holder.waits and holder.seen == self.stops.present:
             # It waits for somebody else to resume the guest, and there is nobody else now.
             latest = self.stops.latest

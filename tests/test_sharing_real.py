@@ -122,7 +122,7 @@ def test_two_gdbs_hand_over_and_leave_and_no_breakpoint_is_lost_or_left(
 
         assert name_b in a.monitor(f"control give {name_b}")
         assert [web1.session(name)["role"] for name in (name_a, name_b)] == ["observer", "controller"]
-        assert "you control web1 now" in b.monitor("status")
+        assert f"{name_a} gave you control of web1" in b.monitor("status")
         b.break_at(two)
         b.break_at(three)
         met = runs_into(web1, b, a, {one, two, three})
