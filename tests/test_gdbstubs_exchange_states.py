@@ -164,6 +164,7 @@ class Everything(RuleBasedStateMachine):
     def all_comes_to_rest(self) -> None:
         world = self.world
         world.settle()
+        world.check_armed()
         sharing = world.exchange.sharing
         present = {seat.session: seat for seat in sharing.seats}
         for number, session in world.sessions.items():

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gdbstubs.client import State
-from gdbstubs.dialects import QEMU
+from gdbstubs.dialects import QEMU, Dialect
 from gdbstubs.effects import (
     CloseSession,
     CloseStub,
@@ -25,9 +25,16 @@ from gdbstubs.effects import (
     ToStub,
 )
 from gdbstubs.exchange import Exchange
+from gdbstubs.seat import Seat
 from gdbstubs.sharing import MachineStatus, Phase
+from gdbstubs.target import SIGINT, Breakpoint, Ended, Halted, Stop
 from rsp.debugger import RESUMES, Debugger
 from rsp.stub import Machine, Place
+
+
+def place(breakpoint_: Breakpoint) -> Place:
+    """A breakpoint as the stub has it."""
+    return (breakpoint_.kind.value, breakpoint_.address, breakpoint_.size)
 
 
 @dataclass
@@ -38,6 +45,8 @@ class Connected:
     clean: bool = True
     """Whether it sent nothing but packets that a debugger may send."""
     closing: bool = False
+    told: list[int] = field(default_factory=list)
+    """The numbers of the stops that answered its resumes."""
 
 
 @dataclass
@@ -47,15 +56,18 @@ class World:
     resume_on_leave: bool = True
     machine: Machine = field(default_factory=Machine)
     now: float = 0.0
+    dialect: Dialect = QEMU
 
     def __post_init__(self) -> None:
         self.exchange = Exchange(
             "web1",
-            QEMU,
+            self.dialect,
             monitor=lambda who, command, done: done(f"{command}\n"),
             resume_on_leave=self.resume_on_leave,
         )
         self.sessions: dict[int, Connected] = {}
+        self.seats: dict[int, Seat] = {}
+        self._watch()
         self.journal: frozenset[Place] = frozenset()
         self.journalled = Journal(attached=False, run=False)
         self.wants_connection = False
@@ -76,6 +88,99 @@ class World:
         self._dropped = False
         self._last = 0
         self._executing = False
+        self._observing: Seat | None = None
+        """Who asks for something now, if it only observes and goes on doing so."""
+        self._sent = b""
+        """What the stub was sent since the last event began."""
+        self._holder: str | None = None
+        """Who controls the guest, as the time line tells it."""
+        self._seen: dict[int, int] = {}
+        """The highest stop that each session was seen to know."""
+
+    # -- what is watched -----------------------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        """Look at each stop that a session is told, and at what is asked of the stub on whose behalf."""
+        sharing, client = self.exchange.sharing, self.exchange.client
+        join = sharing.join
+
+        def joined(session: SessionId, *arguments: Any, **more: Any) -> Seat:
+            seat = join(session, *arguments, **more)
+            self.seats[session] = seat
+            self._watch_stops(seat)
+            return seat
+
+        def watched(name: str) -> None:
+            operation = getattr(client, name)
+
+            def asked(*arguments: Any) -> None:
+                seat = self._observing
+                if seat is not None and seat.is_attached:
+                    assert seat.controls, (
+                        f"{seat.name} observes, and the stub was asked for {name}{arguments[:2]}"
+                    )
+                operation(*arguments)
+
+            setattr(client, name, asked)
+
+        sharing.join = joined
+        for name in (
+            "write_memory",
+            "write_registers",
+            "write_register",
+            "insert",
+            "remove",
+            "resume",
+            "interrupt",
+            "detach",
+        ):
+            watched(name)
+
+    def _watch_stops(self, seat: Seat) -> None:
+        stopped = seat.stopped
+        again = 0
+
+        def tell(stop: Stop | Exception) -> None:
+            nonlocal again
+            session = self.sessions.get(seat.session)
+            if seat.waits and session is not None and isinstance(stop, Halted):
+                number = self.exchange.sharing.stops.present
+                last = session.told[-1] if session.told else 0
+                if seat.seen == number > last:
+                    session.told.append(number)
+                    # A step over its own breakpoint: the `continue` after it gets the same stop once more.
+                    again = seat.retell
+                elif again == number > 0:
+                    again = 0
+                else:
+                    assert stop.signal == SIGINT, (
+                        f"{seat.name} was told {stop} of stop {number} after {session.told}"
+                    )
+            else:
+                assert not isinstance(stop, Ended) or not seat.is_attached or not self.machine.running
+            stopped(stop)
+
+        seat.stopped = tell
+
+    def _of_session(self, number: int, event: Callable[..., Any], *arguments: Any) -> None:
+        """Something that one session does, which the others must not be changed by."""
+        sharing, client = self.exchange.sharing, self.exchange.client
+        seat = self.seats[number]
+        before = sharing.armed.by_owner()
+        ran = client.state is State.RUNNING
+        waited = {one for one in sharing.seats if one.waits}
+        self._observing = None if seat.controls else seat
+        self._sent = b""
+        self.do(event, SessionId(number), *arguments)
+        observed, self._observing = self._observing is seat and not seat.controls, None
+        if observed and ran and seat.is_attached:
+            assert not self._sent, (
+                f"{seat.name} observes a guest that runs, and its stub was sent {self._sent!r}"
+            )
+        for one in sharing.seats:
+            answered = one in waited and not one.waits
+            if one in before and one is not seat and one is not sharing.control.holder and not answered:
+                assert sharing.armed.of(one) == before[one], f"{seat.name} changed what {one.name} has armed"
 
     # -- effects -------------------------------------------------------------------------------------------------
 
@@ -132,19 +237,24 @@ class World:
                 self.live_reads.append((token, address, length))
             case Journal():
                 self.journalled = effect
-                self.journal = frozenset(
-                    (one.kind.value, one.address, one.size) for one in effect.breakpoints
-                )
+                self.journal = frozenset(place(one) for one in effect.breakpoints)
             case Report():
-                self.reports.append(effect)
-                self._dropped = self._dropped or effect.kind in ("debugger.stuck", "debugger.lost")
+                self._note(effect)
             case _:
                 raise AssertionError(effect)
+
+    def _note(self, report: Report) -> None:
+        self.reports.append(report)
+        self._dropped = self._dropped or report.kind in ("debugger.stuck", "debugger.lost")
+        if report.kind == "debugger.control":
+            assert report.fields["from"] == self._holder, "the time line of control has a gap"
+            self._holder = report.fields["to"]
 
     def _to_stub(self, data: bytes) -> None:
         machine = self.machine
         if not machine.connected:
             return
+        self._sent += data
         assert self.journalled.attached, "bytes for the stub before the journal was written"
         if b"\x03" in data and self._foreign and not machine.running:
             # Somebody else stopped the machine, and was crossed by an interrupt that did not know of it.
@@ -188,6 +298,7 @@ class World:
         )
         if not opened:
             del self.sessions[number]
+            self.seats.pop(number, None)
         elif no_ack:
             self.ask(number, b"QStartNoAckMode")
         return number
@@ -202,16 +313,17 @@ class World:
 
     def send(self, number: int, data: bytes) -> None:
         """Send bytes, and the acknowledgements for what came back."""
-        self.do(self.exchange.session_data, SessionId(number), data, self.now)
+        self._of_session(number, self.exchange.session_data, data, self.now)
         while self._acks:
             one, acks = self._acks.pop(0)
             if one in self.sessions and not self.sessions[one].closing:
-                self.do(self.exchange.session_data, SessionId(one), acks, self.now)
+                self._of_session(one, self.exchange.session_data, acks, self.now)
 
     def close(self, number: int) -> None:
         session = self.sessions.pop(number)
         self._interrupted(session)
-        self.do(self.exchange.session_closed, SessionId(number), self.now)
+        self._of_session(number, self.exchange.session_closed, self.now)
+        del self.seats[number]
 
     def _interrupted(self, session: Connected) -> None:
         """It may have wanted the guest to run, and came to its end before that was done."""
@@ -343,6 +455,7 @@ class World:
     # -- what must hold ------------------------------------------------------------------------------------------
 
     def check(self) -> None:
+        self._check_sharing()
         machine = self.machine
         if self._crossed and (self.exchange.client.state is State.RUNNING) == machine.running:
             self._crossed = bool(machine.output or machine.events or self.queries)
@@ -356,7 +469,35 @@ class World:
         else:
             assert not machine.breakpoints, "a breakpoint stands, and the journal says that nothing is left"
 
-    def settle(self) -> None:
+    def _check_sharing(self) -> None:
+        views = self.exchange.session_views()
+        holders = [one.name for one in views if one.controls]
+        assert len(holders) <= 1, f"more than one controls the guest: {holders}"
+        assert holders == ([] if self._holder is None else [self._holder]), "the time line tells it otherwise"
+        for number, seat in self.seats.items():
+            assert seat.seen == -1 or seat.seen >= self._seen.get(number, -1), (
+                "a stop was told after a later one"
+            )
+            self._seen[number] = max(seat.seen, self._seen.get(number, -1))
+
+    def check_armed(self) -> None:
+        """At rest, and while the guest runs under the stub: what stands there is what sessions have armed."""
+        sharing = self.exchange.sharing
+        told = self.exchange.client.state is State.RUNNING and self.machine.running
+        if sharing.phase is not Phase.ATTACHED or not told or self._crossed or self._garbled or self._muddled:
+            return
+        standing = frozenset(self.machine.breakpoints)
+        armed = frozenset(place(one) for one in sharing.armed.all())
+        assert standing <= armed, f"nobody has armed {standing - armed}"
+        full = sum(kind != 0 for kind, _, _ in standing) >= 4
+        missing = {one for one in armed - standing if not full or one[0] == 0}
+        assert not missing, f"armed, and not in the stub: {missing}"
+
+    def flow(self) -> None:
+        """Carry everything that is under way to where it goes, without time passing."""
+        self.settle(patient=False)
+
+    def settle(self, *, patient: bool = True) -> None:
         """Let everything that is under way end, in the usual order; what waits for the guest goes on waiting."""
         for _ in range(300):
             before = self.now
@@ -371,7 +512,7 @@ class World:
                 self.close(number)
                 busy = True
             deadline = self.exchange.deadline
-            if not busy and deadline is not None:
+            if patient and not busy and deadline is not None:
                 self.elapse(max(0.0, deadline - before))
                 busy = True
             if not busy:
