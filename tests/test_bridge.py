@@ -83,16 +83,19 @@ def test_gdb_killed_at_random_moments_leaves_the_guest_running(bridge: Bridge) -
     assert bridge.state() == "running"
 
 
-def test_a_second_debugger_is_told_why_it_must_wait(bridge: Bridge) -> None:
+def test_a_second_debugger_observes_and_is_told_so(bridge: Bridge) -> None:
     first = bridge.gdb('printf "attached %d\\n", 1')
     first.wait_for("attached 1")
-    said = bridge.gdb("info threads").finish()
-    assert "is being debugged by" in said
-    assert "one debugger at a time" in said
+    second = bridge.gdb("info threads", "stepi", "monitor control")
+    second.wait_for("CPU#1")
+    second.wait_for("controls the guest")
+    assert b"you observe" in second.output
+    second.then("detach")
+    assert "detached" in second.finish()
     # The first is undisturbed.
     first.then("info threads")
     first.wait_for("CPU#1")
-    assert len(bridge.sessions()) == 1
+    wait_for(lambda: len(bridge.sessions()) == 1, "a session that ended")
     first.then("detach")
     assert "detached" in first.finish()
     bridge.goes_on()
@@ -157,6 +160,8 @@ def test_a_pause_by_somebody_else_is_told_and_not_undone(bridge: Bridge) -> None
     gdb = bridge.gdb("continue")
     gdb.wait_for("Continuing.")
     monitor = bridge.monitor()
+    # gdb says so before it does so.
+    wait_for(lambda: monitor.status() == "running", "a guest that runs")
     monitor.command("stop")
     gdb.wait_for("SIGINT")
     gdb.then("info registers rip")
