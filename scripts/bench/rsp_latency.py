@@ -5,6 +5,9 @@
 One core for everything (client, relay, socat, QEMU): across cores such a figure measures how fast an idle core
 wakes up.  The ways are asked in turn, block by block, in one run; medians of the blocks' medians, in microseconds.
 The stub is QEMU's own, on a machine that stands still before its first instruction.
+
+What the relay answers itself, threads, features and cached registers, stands beside the same from QEMU's stub and
+a C program that answers each packet with a constant on the same kind of socket: the least that a request takes here.
 """
 
 from __future__ import annotations
@@ -20,11 +23,20 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from gdbstubs.wire import Framer, frame
 
 REQUEST = b"mfffffff0,40"
+OWN = {
+    "threads": b"qfThreadInfo",
+    "features": b"qXfer:features:read:target.xml:0,100",
+    "registers": b"g",
+}
+"""What a relay answers without asking the stub, once it has."""
+OWN_GOAL = 15.0
+ADDED_GOAL = 3.0
 
 
 class Client:
@@ -60,6 +72,10 @@ class Client:
         features = self.ask(b"qSupported:multiprocess+;swbreak+")
         if b"QStartNoAckMode+" in features and self.ask(b"QStartNoAckMode") == b"OK":
             self._acknowledge = False
+
+    def start_no_ack(self) -> None:
+        """Acknowledge nothing, without asking."""
+        self._acknowledge = False
 
     def median(self, payload: bytes, count: int) -> float:
         """Return the median of ``count`` round trips in microseconds, acknowledgements included."""
@@ -121,7 +137,9 @@ def main() -> None:
         f'[guests.bench]\nqmp = "unix:{folder}/relay.qmp"\nstub = "unix:{folder}/relay.gdb"\n'
     )
     kbridge = Path(sys.executable).with_name("kbridge")
+    source = Path(__file__).with_name("sharing_load.c")
     try:
+        subprocess.run(["cc", "-O2", "-o", str(folder / "load"), str(source)], check=True)
         with contextlib.ExitStack() as stack:
             for name in ("straight", "socat", "relay"):
                 stack.enter_context(running(*qemu(folder, name)))
@@ -137,19 +155,25 @@ def main() -> None:
             for client in (straight, socat, relay):
                 client.greet()
                 client.ask(b"?")
+            stack.enter_context(running(str(folder / "load"), "answer", str(folder / "constant")))
+            constant = Client(folder / "constant")
+            constant.start_no_ack()
             ways: dict[str, Callable[[], float]] = {
                 "straight to QEMU's stub": lambda: straight.median(REQUEST, count),
                 "through socat": lambda: socat.median(REQUEST, count),
                 "through the relay": lambda: relay.median(REQUEST, count),
-                "answered by the relay": lambda: relay.median(b"qC", count),
+                "a C program's constant": lambda: constant.median(b"qC", count),
             }
+            for what, payload in OWN.items():
+                ways[f"{what}, the relay"] = partial(relay.median, payload, count)
+                ways[f"{what}, QEMU's stub"] = partial(straight.median, payload, count)
             for ask in ways.values():
                 ask()
             samples: dict[str, list[float]] = {name: [] for name in ways}
             for _ in range(rounds):
                 for name, ask in ways.items():
                     samples[name].append(ask())
-            for client in (straight, socat, relay):
+            for client in (straight, socat, relay, constant):
                 client.close()
     finally:
         shutil.rmtree(folder)
@@ -163,11 +187,27 @@ def main() -> None:
         )
         for name in ("through socat", "through the relay")
     }
-    own = statistics.median(samples["answered by the relay"])
-    print(f"  added by socat {added['through socat']:.1f}, by the relay {added['through the relay']:.1f}")
     ratio = added["through the relay"] / added["through socat"]
-    print(f"ratio of what they add: {ratio:.2f} (goal: at most 3)")
-    print(f"answered by the relay: {own:.1f} us (goal: at most 15)")
+    met = _verdict("ratio of what they add", ratio, ADDED_GOAL, "")
+    for what in OWN:
+        own = statistics.median(samples[f"{what}, the relay"])
+        times = {
+            name: statistics.median(
+                one / two for one, two in zip(samples[f"{what}, the relay"], samples[other], strict=True)
+            )
+            for name, other in (
+                ("QEMU's stub", f"{what}, QEMU's stub"),
+                ("a C program", "a C program's constant"),
+            )
+        }
+        met &= _verdict(f"{what}, answered by the relay", own, OWN_GOAL, " us")
+        print("      " + ", ".join(f"{value:.2f} x {name}" for name, value in times.items()))
+    sys.exit(not met)
+
+
+def _verdict(what: str, value: float, goal: float, unit: str) -> bool:
+    print(f"{'met ' if value <= goal else 'MISS'}  {what}: {value:.2f}{unit} (goal: at most {goal:g}{unit})")
+    return value <= goal
 
 
 if __name__ == "__main__":
