@@ -322,6 +322,8 @@ class Sharing:
         if self._held_stop is not None:
             self._deliver_foreign(status)
             return
+        if self._breaks_in:
+            return
         if self.phase not in (Phase.ATTACHED, Phase.LEAVING) or self._asked_generation != self._generation:
             return
         if status.runs is False and self.client.state is State.RUNNING:
@@ -345,12 +347,13 @@ class Sharing:
 
         The stub's own reports are quicker as a rule; only when it stays silent is the monitor asked.
         """
-        if self.phase is Phase.ABSENT:
-            if not runs and self._here:
+        if self.phase in (Phase.ABSENT, Phase.CONNECTING):
+            if self.phase is Phase.ABSENT and not runs and self._here:
                 # A guest that stands is not disturbed by connecting, and those who observe want to look at it.
                 self._connect(unless_running=True)
             return
-        if self.phase is Phase.CONNECTING:
+        if self._breaks_in:
+            self._say_machine(runs=runs)
             return
         foreign = runs and self._resumes_untold == 0
         if runs and not foreign:
@@ -370,6 +373,15 @@ class Sharing:
                 self._clear_deadline()
         elif self._deadline is None:
             self._set_deadline(SILENCE_SECONDS, self._ask_machine)
+
+    def _say_machine(self, *, runs: bool) -> None:
+        """Tell of a pause that is no stop.
+
+        A kernel that stands in its own stub runs, for the monitor, and one that is paused stands in no stub.
+        """
+        words = "resumed" if runs else "paused: its stub answers again when it is resumed"
+        for seat in self.seats:
+            seat.say(f"the machine of {self.guest} was {words}")
 
     def _ask_machine(self) -> None:
         self._asked_generation = self._generation
@@ -976,7 +988,10 @@ class Sharing:
 
     @property
     def _breaks_in(self) -> bool:
-        """Whether a stop that was asked for looks like any other (kgdb's ``T05``)."""
+        """Whether the stub is the kernel's own (kgdb): a stop that was asked for is a ``T05`` as any other.
+
+        The machine monitor knows nothing of its stops.
+        """
         return self.client.dialect.interrupt_by is InterruptBy.BREAK_IN
 
     def _is_ours_alone(self, stop: Stop | TargetError) -> bool:

@@ -43,10 +43,8 @@ class Kernel:
     def flow(self) -> None:
         exchange = self.exchange
         while exchange.effects or self.stub.output:
-            effects = exchange.effects.copy()
-            exchange.effects.clear()
-            for effect in effects:
-                self._carry_out(effect)
+            if exchange.effects:
+                self._carry_out(exchange.effects.pop(0))
             said = bytes(self.stub.output)
             self.stub.output.clear()
             if said:
@@ -80,6 +78,12 @@ class Kernel:
         self.exchange.session_data(number, debugger.ask(payload), self.now)
         self.flow()
         return debugger.answered[-1][1] if len(debugger.answered) > before else b""
+
+    def leave(self, number: SessionId) -> None:
+        """Its connection is gone, as after SIGKILL."""
+        del self.debuggers[number]
+        self.exchange.session_closed(number, self.now)
+        self.flow()
 
     def told(self, number: SessionId) -> bytes:
         return self.debuggers[number].answered[-1][1]
@@ -148,3 +152,45 @@ def test_a_task_that_exited_under_a_step_over_a_breakpoint_shows_nothing_rather_
     # Asked for once more, it is one that is not there.
     kernel.ask(B, b"Hg3f")
     assert kernel.ask(B, b"g").startswith(b"E")
+
+
+def test_a_monitor_that_pauses_and_resumes_the_machine_says_nothing_of_a_kernel_s_stops() -> None:
+    kernel = Kernel(A, B)
+    registers = kernel.ask(A, b"g")
+
+    def pause_and_resume() -> None:
+        for runs in (False, True):
+            kernel.runs = runs
+            kernel.exchange.machine_runs(kernel.now, runs=runs)
+            kernel.flow()
+            kernel.elapse(1.0)
+
+    # It stands in kgdb, which is to run, for the monitor.
+    pause_and_resume()
+    assert kernel.ask(A, b"g") == registers
+    # It runs, and a machine that is paused has not entered kgdb.
+    assert kernel.ask(A, b"vCont;c") == b""
+    assert kernel.ask(B, b"vCont;c") == b""
+    asked = len(kernel.stub.seen)
+    pause_and_resume()
+    assert kernel.debuggers[A].waits
+    assert kernel.debuggers[B].waits
+    assert len(kernel.stub.seen) == asked
+    assert any("was paused" in words for words in kernel.debuggers[B].words)
+    kernel.interrupt(A)
+    assert kernel.told(A).startswith(b"T05")
+
+
+def test_a_running_kernel_is_broken_into_to_remove_what_a_lost_debugger_left() -> None:
+    kernel = Kernel(A, B)
+    assert kernel.ask(A, BREAKPOINT) == b"OK"
+    assert kernel.ask(B, b"vCont;c") == b""
+    assert kernel.ask(A, b"vCont;c") == b""
+    # What it leaves behind is to go: the kernel is broken into, and the monitor asked, which calls it running.
+    kernel.leave(A)
+    assert kernel.broken_in == 2
+    assert not kernel.stub.breakpoints
+    assert not kernel.stub.in_debugger
+    assert kernel.debuggers[B].waits
+    kernel.interrupt(B)
+    assert kernel.told(B).startswith(b"T02")

@@ -136,7 +136,7 @@ def test_two_gdbs_share_a_kernel_and_hand_it_over(web1: SharedKgdb, places: dict
         assert b.pc == one
 
         a.monitor(f"control give {name_b}")
-        assert "you control web1 now" in b.monitor("status")
+        assert f"{name_a} gave you control of web1" in b.monitor("status")
         b.break_at(two)
         met: set[int] = set()
         for _ in range(12):
@@ -218,6 +218,35 @@ def test_the_fifth_hardware_breakpoint_is_refused_by_the_owners_of_four(
         assert f"{name_a} 3" in said, said
         assert f"{name_b} 1" in said, said
         b.unbreak()
+        leave(b, "detach")
+        leave(a, "detach")
+
+
+def test_a_pause_by_somebody_else_is_no_stop_of_the_kernel_s(web1: SharedKgdb, monitor: Monitor) -> None:
+    with start(GDB_13, web1) as a, start(GDB_13, web1) as b:
+        number = web1.stop_number()
+        b.go()
+        is_waiting(web1, name_b := next(one["name"] for one in web1.sessions() if one["role"] == "observer"))
+        a.go()
+        web1.goes_on()
+        monitor.command("stop")
+        a.until("the machine of web1 was paused")
+        b.until("the machine of web1 was paused")
+        monitor.command("cont")
+        web1.goes_on()
+        assert web1.session(name_b)["waits"]
+        assert web1.stop_number() == number
+        a.interrupt()
+        assert "received signal" in a.wait_stop()
+        assert "received signal" in b.wait_stop()
+        # It stands: a machine that is paused and resumed there is still in kgdb.
+        before = a.pc
+        monitor.command("stop")
+        wait_for(lambda: web1.state() == "paused", "a paused machine", 10)
+        monitor.command("cont")
+        wait_for(lambda: web1.state() == "running", "a machine that runs", 10)
+        a.step()
+        assert 0 < a.pc - before < 16
         leave(b, "detach")
         leave(a, "detach")
 
