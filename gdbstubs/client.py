@@ -114,7 +114,7 @@ class StubClient:
         self._ahead = (False, False)
         self._resuming = self._interrupt_wanted = False
         self._heard = False
-        self._is_step = False
+        self._stepping: ThreadId | None = None
         self._is_trapped = False
         """Whether the target stands, and the program counter is just being put back."""
         self._is_sent = True
@@ -357,7 +357,7 @@ class StubClient:
             and isinstance(stop, Halted)
             and stop.signal == SIGTRAP
             and stop.thread is not None
-            and not self._is_step
+            and stop.thread != self._stepping
             and any(one.kind is BreakpointKind.SOFTWARE for one in self.inserted)
         )
 
@@ -686,7 +686,9 @@ class StubClient:
         self.state = State.RUNNING
         self.interrupt_sent = False
         self._stopped = done
-        self._is_step = any(action.motion is not Motion.CONTINUE for action in actions)
+        # While one processor steps the others run, and may hit a breakpoint; the one that steps was taken off its own.
+        steps = any(action.motion is not Motion.CONTINUE for action in actions)
+        self._stepping = self._stopped_thread() if steps else None
         self._is_sent = False
         self._link.send(resume_text(actions, self._features, self._threads.text), self.now)
         if self._interrupt_wanted:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rsp import grammar
-from rsp.kgdb import Kgdb
+from rsp.kgdb import CPUS, Kgdb
 from rsp.stub import REGISTERS, Machine, memory_at, packet
 from rsp.target import PlainTarget
 
@@ -1080,6 +1080,16 @@ def test_a_step_that_ends_one_byte_past_a_breakpoint_is_no_hit() -> None:
     line.kernel.path = [TRAP.address + 1]
     assert line.ask(line.client.resume, (Action(Motion.STEP, SHADOW),)) == Halted(5, SHADOW)
     assert line.kernel.program_counter == TRAP.address + 1
+
+
+def test_a_breakpoint_that_another_processor_hits_during_a_step_is_one() -> None:
+    line = Line().connect()
+    assert line.ask(line.client.insert, TRAP) is None
+    line.kernel.path = [TRAP.address + 1]
+    line.kernel.current = CPUS[1]
+    told = line.ask(line.client.resume, (Action(Motion.STEP, SHADOW),))
+    assert told == Halted(5, ThreadId(0xFFFFFFFD), ("swbreak", ""))
+    assert line.kernel.program_counter == TRAP.address
 
 
 def test_a_program_counter_that_cannot_be_put_back_is_told() -> None:
