@@ -177,6 +177,25 @@ def test_gdb_killed_lets_the_kernel_go_as_it_was(
         leave(a, "SIGKILL")
 
 
+@pytest.mark.parametrize("state", ["stopped at a breakpoint", "running"])
+def test_a_relay_killed_beside_a_kernel_is_followed_by_one_that_lets_it_go(
+    web1: SharedKgdb, monitor: Monitor, places: dict[str, int], state: str
+) -> None:
+    address = places[NEVER[0] if state == "running" else OFTEN]
+    with start(GDB_13, web1) as a:
+        a.break_at(address)
+        if state == "running":
+            a.go()
+            web1.goes_on()
+        else:
+            hits(a, address)
+            before = len(web1.ticks())
+        web1.kill_relay()
+    web1.start_relay()
+    if state != "running":
+        wait_for(lambda: len(web1.ticks()) > before, "a kernel that was let go", 20)
+
+
 def test_a_running_kernel_is_interrupted_again_and_again(web1: SharedKgdb) -> None:
     with start(GDB_13, web1) as a, start(GDB_13, web1) as b:
         name_b = name_of(b)
