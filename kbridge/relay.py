@@ -437,7 +437,9 @@ class Relay:
         stub, self._stub = self._stub, None
         if stub is not None:
             stub.abort("let go")
-        if run and self._machine is not None and self._machine.connected:
+        # What stands in the kernel's own stub runs, for the monitor: if it is paused, somebody else paused it.
+        apart = self._exchange.client.dialect.interrupt_by is InterruptBy.BREAK_IN
+        if run and not apart and self._machine is not None and self._machine.connected:
             try:
                 state = await self._machine.query()
                 if state.run is RunState.DEBUG or (state.run is RunState.PAUSED and not detached):
