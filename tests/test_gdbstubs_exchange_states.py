@@ -24,13 +24,17 @@ class Everything(RuleBasedStateMachine):
 
     world: World
 
-    @initialize(running=st.booleans(), resume_on_leave=st.booleans())
-    def begin(self, running: bool, resume_on_leave: bool) -> None:
+    @initialize(running=st.booleans(), resume_on_leave=st.booleans(), here=st.integers(0, 3))
+    def begin(self, running: bool, resume_on_leave: bool, here: int) -> None:
         self.world = World(resume_on_leave=resume_on_leave)
         if not running:
             self.world.machine.running = False
             self.world.machine.detail = "paused"
             self.world.should_run = False
+        # Most of what matters happens among those who are attached: begin with some.
+        for _ in range(here):
+            self.world.ask(self.world.open(), b"?")
+            self.world.settle()
 
     def some_session(self, chance: Random) -> int:
         return chance.choice(sorted(self.world.sessions))
@@ -51,6 +55,7 @@ class Everything(RuleBasedStateMachine):
                 "control take --force",
                 "control release",
                 f"control give user-{to}",
+                "live on",
                 "status",
             )
         )
@@ -76,6 +81,45 @@ class Everything(RuleBasedStateMachine):
         self.world.settle()
         if number in self.world.sessions:
             self.world.ask(number, b"vCont;c")
+
+    @precondition(lambda self: self.world.sessions)
+    @rule(chance=CHANCE)
+    def debugger_goes_on_from_its_breakpoint(self, chance: Random) -> None:
+        """As gdb does: past it by a step, then on, each when what was before is answered."""
+        number = self.some_session(chance)
+        for payloads in ((b"z0,1000,1", b"vCont;s:1"), (b"Z0,1000,1", b"vCont;c")):
+            if number not in self.world.sessions:
+                return
+            debugger = self.world.sessions[number].debugger
+            if debugger.asked:
+                return
+            self.world.ask(number, *payloads)
+            self.world.flow()
+            if chance.randrange(2):
+                self.world.machine.advance()
+                self.world.flow()
+
+    @precondition(lambda self: len(self.world.sessions) > 1)
+    @rule(chance=CHANCE)
+    def control_goes_from_hand_to_hand(self, chance: Random) -> None:
+        """What leads to what other rules seldom reach: each gets control, inserts, and lets the guest run."""
+        for number in sorted(self.world.sessions):
+            names = {seat.session: seat.name for seat in self.world.exchange.sharing.seats if seat.controls}
+            for holder in names:
+                command = b"control give user-%d" % number
+                self.world.ask(holder, b"qRcmd," + command.hex().encode())
+            if number not in self.world.sessions:
+                return
+            self.world.ask(number, b"Z0,%x,1" % (0x1000 * number), b"vCont;c")
+            self.world.settle()
+            if chance.randrange(2):
+                self.world.machine.advance()
+                self.world.settle()
+
+    @rule(fails=st.booleans())
+    def live_memory_is_read(self, fails: bool) -> None:
+        """In the order in which it was asked for, or not at all."""
+        self.world.read_live(fails=fails)
 
     @precondition(lambda self: self.world.sessions)
     @rule(chance=CHANCE)

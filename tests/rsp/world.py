@@ -29,7 +29,7 @@ from gdbstubs.seat import Seat
 from gdbstubs.sharing import MachineStatus, Phase
 from gdbstubs.target import SIGINT, Breakpoint, Ended, Halted, Stop
 from rsp.debugger import RESUMES, Debugger
-from rsp.stub import Machine, Place
+from rsp.stub import Machine, Place, memory_at
 
 
 def place(breakpoint_: Breakpoint) -> Place:
@@ -94,6 +94,8 @@ class World:
         """What the stub was sent since the last event began."""
         self._holder: str | None = None
         """Who controls the guest, as the time line tells it."""
+        self._late: set[Place] = set()
+        """What sessions that stay have armed or let go of since the guest began to run: the next resume does it."""
         self._seen: dict[int, int] = {}
         """The highest stop that each session was seen to know."""
 
@@ -178,6 +180,8 @@ class World:
                 f"{seat.name} observes a guest that runs, and its stub was sent {self._sent!r}"
             )
         for one in sharing.seats:
+            if ran and client.state is State.RUNNING:
+                self._late |= {place(its) for its in before.get(one, frozenset()) ^ sharing.armed.of(one)}
             answered = one in waited and not one.waits
             if one in before and one is not seat and one is not sharing.control.holder and not answered:
                 assert sharing.armed.of(one) == before[one], f"{seat.name} changed what {one.name} has armed"
@@ -218,6 +222,9 @@ class World:
             case ConnectStub(unless_running):
                 assert not self.wants_connection, "two connections to one stub"
                 assert self.closing is None, "a connection while the last is being closed"
+                # What was left in the stub is removed from a guest that runs, too.
+                meant = unless_running or self._holder is not None or self.journalled.attached
+                assert meant, "a guest that runs would be stopped for an observer"
                 self.wants_connection = True
                 self.unless_running = unless_running
             case CloseStub(run):
@@ -413,6 +420,13 @@ class World:
             if stood and status.runs and self.exchange.client.state is State.RUNNING:
                 self.should_run = True  # told that somebody resumed the machine
 
+    def read_live(self, *, fails: bool = False) -> None:
+        """Answer one read of memory while the guest runs."""
+        if self.live_reads:
+            token, address, length = self.live_reads.pop(0)
+            data = "not mapped" if fails else memory_at(address, length)
+            self.do(self.exchange.live_memory, token, data, self.now)
+
     def notify(self) -> None:
         """Deliver the monitor's oldest event."""
         if self.machine.events:
@@ -456,6 +470,8 @@ class World:
 
     def check(self) -> None:
         self._check_sharing()
+        if self.exchange.client.state is not State.RUNNING:
+            self._late.clear()
         machine = self.machine
         if self._crossed and (self.exchange.client.state is State.RUNNING) == machine.running:
             self._crossed = bool(machine.output or machine.events or self.queries)
@@ -486,15 +502,17 @@ class World:
         told = self.exchange.client.state is State.RUNNING and self.machine.running
         if sharing.phase is not Phase.ATTACHED or not told or self._crossed or self._garbled or self._muddled:
             return
+        if not self.machine.resumed_by_stub:
+            return  # by somebody else, who did not ask what debuggers want inserted
         standing = frozenset(self.machine.breakpoints)
         armed = frozenset(place(one) for one in sharing.armed.all())
-        assert standing <= armed, f"nobody has armed {standing - armed}"
+        assert standing <= armed | self._late, f"nobody has armed {standing - armed}"
         full = sum(kind != 0 for kind, _, _ in standing) >= 4
-        missing = {one for one in armed - standing if not full or one[0] == 0}
+        missing = {one for one in armed - standing - self._late if not full or one[0] == 0}
         assert not missing, f"armed, and not in the stub: {missing}"
 
     def flow(self) -> None:
-        """Carry everything that is under way to where it goes, without time passing."""
+        """Carry everything that is under way to where it goes, but for live reads, without time passing."""
         self.settle(patient=False)
 
     def settle(self, *, patient: bool = True) -> None:
@@ -502,11 +520,15 @@ class World:
         for _ in range(300):
             before = self.now
             busy = bool(self.machine.output) or self.wants_connection or self.closing is not None
-            busy = busy or bool(self.queries) or bool(self.machine.events)
+            busy = (
+                busy or bool(self.queries) or bool(self.machine.events) or (patient and bool(self.live_reads))
+            )
             self.connect()
             self.deliver()
             self.answer()
             self.notify()
+            if patient:
+                self.read_live()
             self.left()
             for number in [number for number, session in self.sessions.items() if session.closing]:
                 self.close(number)
