@@ -75,3 +75,15 @@ class Control(Generic[S]):
         if session is not None and session in self.asking:
             self.asking.remove(session)
         self._changed(former, session, how)
+
+
+def change_in_words(guest: str, former: Named | None, holder: Named | None, how: str) -> str:
+    """Say to everybody else what became of control."""
+    if holder is None:
+        who = "somebody" if former is None else former.name
+        return f"{who} {'has left' if how == 'left' else 'let go'}: control of {guest} is free"
+    if former is None:
+        return f"{holder.name} controls {guest} now"
+    if how == "forced":
+        return f"{holder.name} took control of {guest} from {former.name}"
+    return f"{former.name} gave control of {guest} to {holder.name}"

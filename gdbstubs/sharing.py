@@ -23,7 +23,7 @@ from typing import Any, Final
 
 from gdbstubs.armed import Armed
 from gdbstubs.client import State, StubClient
-from gdbstubs.control import Control
+from gdbstubs.control import Control, change_in_words
 from gdbstubs.dialects import InterruptBy
 from gdbstubs.effects import (
     CloseStub,
@@ -297,7 +297,7 @@ class Sharing:
 
     def machine_lost(self, words: str) -> None:
         """Take note that the machine is gone; who observes it without a connection to the stub hears it here."""
-        if self.phase is Phase.ABSENT and self._here:
+        if self.phase is not Phase.ATTACHED and self._here:
             self._lose_all(words)
             self._emit(Report("debugger.lost", {"why": words}))
 
@@ -552,11 +552,16 @@ class Sharing:
             self._go(None, _ONLY_CONTINUE)
 
     def _disarm(self) -> None:
-        """Remove from the stub what no session wants there any more."""
-        stale = self.client.inserted - self.armed.all()
-        if not stale:
+        """Remove from the stub what no session wants there any more.
+
+        A guest that runs is stopped for a moment for it, and gets what is wanted and missing as well.
+        """
+        wanted, inserted = self.armed.all(), self.client.inserted
+        stale = inserted - wanted
+        stands = self.client.state is State.STOPPED and not self._is_about_to_run
+        if not stale and (stands or wanted <= inserted):
             return
-        if self.client.state is State.STOPPED and not self._is_about_to_run:
+        if stands:
             self.pages.clear()
             for breakpoint_ in tuple(stale):
                 self._removing += 1
@@ -687,23 +692,17 @@ class Sharing:
             "how": how,
         }
         self._emit(Report("debugger.control", fields))
-        if holder is not None and former is not None:
-            words = f"{former.name} gave control of {self.guest} to {holder.name}"
-            if how == "forced":
-                words = f"{holder.name} took control of {self.guest} from {former.name}"
-        elif holder is not None:
-            words = f"{holder.name} controls {self.guest} now"
-        elif former is not None:
-            words = (
-                f"{former.name} {'has left' if how == 'left' else 'let go'}: control of {self.guest} is free"
-            )
+        words = change_in_words(self.guest, former, holder, how)
         for seat in self._here:
-            if seat is not former and seat is not holder:
+            if seat is not holder and (seat is not former or how == "forced"):
                 seat.say(words)
-        if former is not None and how == "forced":
-            former.say(words)
-        if holder is None or holder not in self._here:
-            return
+        if holder is not None and holder in self._here:
+            self._hold(holder, former, how)
+
+    def _hold(self, holder: Seat, former: Seat | None, how: str) -> None:
+        """Let a session that is here make use of the control that it got."""
+        if self.phase is Phase.ATTACHED and self.client.state is State.RUNNING:
+            self._disarm()
         if former is not None and how == "given":
             # Who forces or takes control is answered by the command.
             holder.say(f"{former.name} gave you control of {self.guest}")
@@ -865,14 +864,7 @@ class Sharing:
         self._interrupt_planned = self._rests = False
         if seat is not None:
             self.armed.put(seat, seat.wanted)
-        wanted, inserted = self.armed.all(), self.client.inserted
-        for breakpoint_ in tuple(inserted - wanted):
-            self.client.remove(breakpoint_, _ignored)
-        missing = wanted - inserted
-        if missing:
-            self._write_journal(planned=missing)
-            for breakpoint_ in missing:
-                self.client.insert(breakpoint_, partial(self._inserted_again, breakpoint_))
+        self._make_stub_match()
         thread = None if latest is None else latest.halted.thread
         others = self._only_of_others(seat)
         forward = all(action.motion in (Motion.CONTINUE, Motion.STEP) for action in actions)
@@ -901,6 +893,17 @@ class Sharing:
 
         self.client.program_counter(thread, known)
 
+    def _make_stub_match(self) -> None:
+        """Let the stub hold what sessions want, and nothing else, before the guest runs."""
+        wanted, inserted = self.armed.all(), self.client.inserted
+        for breakpoint_ in tuple(inserted - wanted):
+            self.client.remove(breakpoint_, _ignored)
+        missing = wanted - inserted
+        if missing:
+            self._write_journal(planned=missing)
+            for breakpoint_ in missing:
+                self.client.insert(breakpoint_, partial(self._inserted_again, breakpoint_))
+
     def _only_of_others(self, seat: Seat | None) -> frozenset[Breakpoint]:
         """Breakpoints at addresses where the session that resumes has none: it would not get past them itself."""
         own = frozenset() if seat is None else frozenset(one.address for one in self.armed.of(seat))
@@ -911,6 +914,7 @@ class Sharing:
     def _inserted_again(self, breakpoint_: Breakpoint, result: TargetError | None) -> None:
         if result is not None:
             for owner in self.armed.owners(breakpoint_):
+                self.armed.put(owner, self.armed.of(owner) - {breakpoint_})
                 owner.say(f"the breakpoint at {breakpoint_.address:#x} could not be inserted: {result}")
 
     def _step_over(
@@ -923,11 +927,9 @@ class Sharing:
                 # The next resume inserts them again.
                 self._run(actions)
                 return
-        self._run((Action(Motion.STEP, thread),), lambda stop: self._stepped_over(here, actions, stop))
+        self._run((Action(Motion.STEP, thread),), partial(self._stepped_over, actions))
 
-    def _stepped_over(
-        self, here: frozenset[Breakpoint], actions: tuple[Action, ...], stop: Stop | TargetError
-    ) -> None:
+    def _stepped_over(self, actions: tuple[Action, ...], stop: Stop | TargetError) -> None:
         if (
             not isinstance(stop, Halted)
             or stop.signal != SIGTRAP
@@ -939,15 +941,9 @@ class Sharing:
         if self._wanting is not None or self._rests:
             self._stopped(Halted(SIGINT, stop.thread))
             return
-        missing = here - self.client.inserted
-        if missing:
-            self._write_journal(planned=missing)
-            for breakpoint_ in missing:
-                self.client.insert(breakpoint_, partial(self._inserted_again, breakpoint_))
         self._generation += 1
         self._is_inner = False
-        for breakpoint_ in tuple(self.client.inserted - self.armed.all()):
-            self.client.remove(breakpoint_, _ignored)
+        self._make_stub_match()
         self._run(actions)
         self._settled()
 
@@ -1009,8 +1005,7 @@ class Sharing:
     def _go_on(self) -> None:
         """Let a guest run again that was stopped for a moment only."""
         self._generation += 1
-        for breakpoint_ in tuple(self.client.inserted - self.armed.all()):
-            self.client.remove(breakpoint_, _ignored)
+        self._make_stub_match()
         if not self.armed.all() and self.control.holder is None and self.resume_on_leave:
             self._leave()
             return

@@ -67,4 +67,19 @@ class Stops:
         if not missed:
             return ""
         more = "…, " if first > seen + 1 else ""
-        return f"missed stop{'s' if more or len(missed) > 1 else ''} {more}{', '.join(map(str, missed))}"
+        return f"missed stop{'s' if more or len(missed) > 1 else ''} {more}{_as_ranges(missed)}"
+
+
+def _as_ranges(numbers: list[int]) -> str:
+    """Write ascending numbers in short: ``3, 5 to 8``."""
+    ranges: list[tuple[int, int]] = []
+    for number in numbers:
+        if ranges and number == ranges[-1][1] + 1:
+            ranges[-1] = (ranges[-1][0], number)
+        else:
+            ranges.append((number, number))
+    words = (
+        str(first) if first == last else f"{first}{', ' if last == first + 1 else ' to '}{last}"
+        for first, last in ranges
+    )
+    return ", ".join(words)
