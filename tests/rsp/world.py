@@ -171,9 +171,14 @@ class World:
         before = sharing.armed.by_owner()
         ran = client.state is State.RUNNING
         waited = {one for one in sharing.seats if one.waits}
-        self._observing = None if seat.controls else seat
+        held = seat.controls
+        self._observing = None if held else seat
         self._sent = b""
         self.do(event, SessionId(number), *arguments)
+        if held and not seat.controls and seat in sharing.seats:
+            assert sharing.armed.of(seat) == before[seat], (
+                f"{seat.name} let go of what it has armed with control"
+            )
         observed, self._observing = self._observing is seat and not seat.controls, None
         if observed and ran and seat.is_attached:
             assert not self._sent, (
