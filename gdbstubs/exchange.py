@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from gdbstubs import commands
@@ -123,6 +124,7 @@ class Exchange:
             admin=admin,
         )
         server = Server(seat, monitor)
+        server.on_forbidden = partial(self.sharing.forbidden, seat)
         server.now = now
         self._sessions[number] = _Session(name, server, seat)
         return True

@@ -70,6 +70,11 @@ class Seat:
         """The stop that ended such a step, told again when the debugger then goes on by itself."""
         self.stepped: ThreadId | None = None
         """The thread that was named at the present stop because it was to step, whatever thread stopped."""
+        self._stepped_off: frozenset[Breakpoint] | None = None
+        """What it wanted at a step of one thread alone that showed it a stop which it had not seen.
+
+        gdb begins so to continue from a place where its breakpoint is not inserted yet, inserts it, and goes on.
+        """
         self._wanted: set[Breakpoint] = set()
         self._sharing = sharing
         self._client = sharing.client
@@ -291,6 +296,14 @@ class Seat:
 
         def resume() -> None:
             self._stopped = done
+            if self._stepped_off is not None and all(
+                one.kind in _WATCHES for one in self.wanted - self._stepped_off
+            ):
+                self.retell = 0
+            self._stepped_off = None
+            lags = self._stops.present and self.seen != self._stops.present
+            if lags and len(actions) == 1 and actions[0].motion is Motion.STEP:
+                self._stepped_off, self.retell = self.wanted, self._stops.present
             removed = self.standing - self.wanted
             is_past = actions[0].motion is Motion.STEP and any(one.kind not in _WATCHES for one in removed)
             self.steps_over = actions[0].thread if is_past else None

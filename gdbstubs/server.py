@@ -115,6 +115,8 @@ class Server:
         """Why the session was finished, where the debugger broke the protocol."""
         self.waiting = False
         """Whether the debugger waits for a stop reply."""
+        self.on_forbidden: Callable[[str], None] | None = None
+        """Called with the words of a refusal for want of the right."""
         self.unknown = 0
         """How many packets had no row in the table."""
         self._target = target
@@ -230,7 +232,10 @@ class Server:
             self._refuse(row.kind, TargetError(EINVAL, f"{payload[:20]!r} is malformed: {error}"))
             return
         if row.right is Right.CONTROLLER and self._target.right < Right.CONTROLLER and _acts(request):
-            self._refuse(request, forbidden(self._debugger, request))
+            denied = forbidden(self._debugger, request)
+            if self.on_forbidden is not None:
+                self.on_forbidden(denied.words)
+            self._refuse(request, denied)
             return
         self._handlers[type(request)](request)
 

@@ -140,6 +140,8 @@ class Sharing:
         self._resumes_untold = 0
         """How many resumes of ours the monitor has not reported yet; it reports each once."""
         self._on_settled: list[Callable[[], None]] = []
+        self._refused: dict[str, set[str]] = {}
+        """What was refused to whom, and reported."""
         self._live_reads: dict[int, Reply[bytes]] = {}
         self._last_live = 0
         client.on_inner_step = self._inner_step
@@ -507,6 +509,8 @@ class Sharing:
         if self._wanting is seat:
             self._wanting = None
         self.armed.drop(seat)
+        for names in self._refused.values():
+            names.discard(seat.name)
         held = self.control.leave(seat)
         match self.phase:
             case Phase.CONNECTING:
@@ -684,6 +688,7 @@ class Sharing:
     # -- control --------------------------------------------------------------------------------------------
 
     def _control_changed(self, former: Seat | None, holder: Seat | None, how: str) -> None:
+        self._refused.clear()
         if holder is not None:
             self.armed.put(holder, holder.standing)
         fields: dict[str, str | int | bool | None] = {
@@ -800,7 +805,9 @@ class Sharing:
                 if holder is None
                 else f"{holder.name} controls it"
             )
-            seat.stopped(TargetError(EPERM, f"you observe {self.guest} and cannot step it; {who}"))
+            words = f"you observe {self.guest} and cannot step it; {who}"
+            self.forbidden(seat, words)
+            seat.stopped(TargetError(EPERM, words))
             return
         if self.armed.knows(seat):
             self.armed.put(seat, seat.wanted)
@@ -808,6 +815,12 @@ class Sharing:
             seat.say("you observe: your breakpoints are kept, and not inserted before you have control")
         if holder is None and self.stops.present:
             seat.say(f"nobody controls {self.guest}, which stands: interrupt, then 'monitor control take'")
+
+    def forbidden(self, seat: Seat, words: str) -> None:
+        """Report a refusal for want of control: each once, until a session gets control or leaves."""
+        if seat.name not in self._refused.get(words, ()):
+            self._refused.setdefault(words, set()).add(seat.name)
+            self._emit(Report("debugger.refused", {"session": seat.name, "why": words}))
 
     def interrupt(self, seat: Seat) -> None:
         """Stop the guest for the controller; end the waiting of an observer."""

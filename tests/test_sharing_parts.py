@@ -424,3 +424,51 @@ def test_a_step_for_its_own_sake_is_still_refused_to_an_observer() -> None:
     room = former_controller_at_its_breakpoint()
     assert room.get(1, b"vCont;s:p1.1") == b"T02thread:1;"
     assert "cannot step it" in "".join(room.sessions[1].debugger.words)
+
+
+def test_a_stop_that_was_not_seen_is_shown_before_gdb_continues_from_its_new_breakpoint() -> None:
+    world = World()
+    anna, ben = world.open(), world.open()
+    for one in (anna, ben):
+        world.ask(one, b"qSupported:swbreak+", b"?", b"g")
+        world.settle()
+    world.ask(anna, b"vCont;s:1;c")
+    world.flow()
+    world.machine.advance()
+    world.settle()
+    world.ask(anna, b"qRcmd," + (b"control give user-%d" % ben).hex().encode())
+    world.settle()
+    told = len(world.sessions[ben].debugger.replies)
+
+    def resumes() -> int:
+        return len([one for one in world.machine.seen if one.startswith(b"vCont;c")])
+
+    before = resumes()
+    for packet in (b"vCont;s:1", b"Z0,1000,1", b"vCont;c"):
+        world.ask(ben, packet)
+        world.flow()
+    assert resumes() == before
+    assert sum(one.startswith(b"T") for one in world.sessions[ben].debugger.replies[told:]) == 2
+    world.ask(ben, b"vCont;c")
+    world.flow()
+    assert resumes() == before + 1
+
+
+def test_each_refusal_is_reported_once_until_control_changes() -> None:
+    world = World()
+    anna, ben = world.open(), world.open()
+    for one in (anna, ben):
+        world.ask(one, b"?")
+        world.settle()
+
+    def refused() -> list[object]:
+        return [one.fields["why"] for one in world.reports if one.kind == "debugger.refused"]
+
+    for _ in range(3):
+        world.ask(ben, b"M1000,1:00", b"vCont;s:1")
+        world.settle()
+    assert len(refused()) == 2
+    world.ask(anna, b"qRcmd," + b"control release".hex().encode())
+    world.ask(ben, b"M1000,1:00")
+    world.settle()
+    assert len(refused()) == 3
