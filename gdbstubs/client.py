@@ -54,6 +54,8 @@ from gdbstubs.wire import Control
 LONGEST_REPLY: Final = 1 << 20
 MOST_WORDS: Final = 1 << 20
 """Characters that a stub may print in answer to one command."""
+OWED_SECONDS: Final = 2.0
+"""How long a target is stayed with that somebody's unfinished step may stop once more."""
 _OVERHEAD: Final = 32
 """Bytes that a packet needs beside its data: letter, address, length, frame."""
 
@@ -114,7 +116,12 @@ class StubClient:
         self._ahead = (False, False)
         self._resuming = self._interrupt_wanted = False
         self._heard = False
+        self._left: Reply[None] | None = None
+        self._is_staying = False
+        """Whether a target was let go that may still stop for a step that is owed."""
         self._stepping: ThreadId | None = None
+        self._owed: set[ThreadId] = set()
+        """Threads of kgdb whose step another's stop came before: they trap as soon as they run, once."""
         self._is_trapped = False
         """Whether the target stands, and the program counter is just being put back."""
         self._is_sent = True
@@ -234,13 +241,15 @@ class StubClient:
         if self.state is State.CLOSED:
             return
         waiting = [*self._waiting, *(answer for _, answer in self._queue)]
-        stopped = self._stopped
+        stopped, left = self._stopped, self._left
         self._forget()
         self._link.output.clear()
         self.state = State.CLOSED
         self._lost = TargetError(EIO, reason)
         for answer in waiting:
             answer(self._lost)
+        if left is not None:
+            left(self._lost)
         if stopped is not None:
             stopped(Ended(signal=SIGKILL, words=reason))
 
@@ -270,6 +279,9 @@ class StubClient:
         Raises ``RemoteProtocolError`` for a stub that does not answer, ``LinkFailed`` for one that does not
         acknowledge: the connection must be closed.
         """
+        if self._is_staying and self._deadline is not None and self.now >= self._deadline:
+            self._leave()
+            return
         if self._deadline is not None and self.now >= self._deadline:
             raise RemoteProtocolError(f"the stub did not answer within {self.dialect.request_timeout:g} s")
         self._link.expire(self.now)
@@ -288,6 +300,17 @@ class StubClient:
             elif event is Control.OVERLONG:
                 raise RemoteProtocolError(f"the stub sent a packet of more than {LONGEST_REPLY} bytes")
             # Notifications belong to non-stop mode, which is never asked for; a stub sends no interrupts.
+        if self._left is not None and self._link.idle and not self._is_trapped:
+            if not self._owed:
+                self._leave()
+            elif not self._is_staying:
+                self._is_staying = True
+                self._deadline = self.now + OWED_SECONDS
+
+    def _leave(self) -> None:
+        left, self._left, self._deadline = self._left, None, None
+        if left is not None:
+            left(None)
 
     def _answered(self, payload: bytes) -> None:
         waiting = self._waiting
@@ -347,8 +370,29 @@ class StubClient:
             stop = as_stop(payload)
             if self._may_be_past_breakpoint(stop):
                 self._put_back(stop)
-            else:
+            elif not self._goes_on_after(stop):
                 self._halt(stop)
+
+    def _goes_on_after(self, stop: Stop | TargetError) -> bool:
+        """Continue a target that stopped for the end of a step that nobody waits for any more."""
+        thread = stop.thread if isinstance(stop, Halted) else None
+        if not isinstance(stop, Halted) or thread not in self._owed or stop.signal != SIGTRAP or stop.reason:
+            return False
+        self._owed.discard(thread)
+        if self._stepping is not None or self.was_interrupted:
+            return False
+        self.state = State.RUNNING
+        self._last_stop = stop
+        self._link.send(b"c", self.now)
+        return True
+
+    def _note_step(self, stop: Stop | TargetError) -> None:
+        """Remember who still has a step to finish in a target that stops for another."""
+        if isinstance(stop, Halted) and stop.thread is not None and self.dialect.steps_current_only:
+            if self._stepping is not None:
+                self._owed.add(self._stepping)
+            # A resume clears the flag of the thread that stopped.
+            self._owed.discard(stop.thread)
 
     def _may_be_past_breakpoint(self, stop: Stop | TargetError) -> TypeGuard[Halted]:
         """Whether the stub may have left it to the debugger to put the program counter back."""
@@ -372,7 +416,8 @@ class StubClient:
         def settled(result: Stop) -> None:
             if self._stopped is stopped and self._is_trapped:
                 self._is_trapped = False
-                self._halt(result)
+                if not self._goes_on_after(result):
+                    self._halt(result)
 
         def known(counter: int | TargetError) -> None:
             hit = isinstance(counter, int) and any(
@@ -399,6 +444,7 @@ class StubClient:
         self.program_counter(thread, known)
 
     def _halt(self, stop: Stop | TargetError) -> None:
+        self._note_step(stop)
         self._arrived()
         self._last_stop = stop
         self.steps.restore()
@@ -811,13 +857,22 @@ class StubClient:
             done(self._registers.serve(annex))
 
     def detach(self, done: Reply[None]) -> None:
-        """Send ``D``: the stub removes what is left and lets the target run."""
+        """Let the target run and have done with it: by ``D``, which removes what is left, or by a continue."""
         if (refusal := self._refusal()) is not None:
             done(refusal)
             return
         early = self.dialect.detach_waits
         if early and (self._waiting or self._queue):
             self._after_last(lambda: self.detach(done))
+            return
+        if self.dialect.detach_continues and not self.inserted:
+            # It has arrived when it was acknowledged: there is no other answer.
+            self.state = State.RUNNING
+            self._left = done
+            self._stepping = None
+            self.interrupt_sent = self._interrupt_wanted = False
+            self._deadline = self.now + self.dialect.request_timeout
+            self._link.send(b"c", self.now)
             return
 
         def answer(reply: RawReply) -> None:

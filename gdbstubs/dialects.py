@@ -44,6 +44,8 @@ class Dialect:
     """Whether ``D`` lets the target run; a target that must rest is left by closing the connection."""
     detach_waits: bool = False
     """Whether the target stands until the reply to ``D`` was acknowledged."""
+    detach_continues: bool = False
+    """Whether a target that holds nothing of ours any more is left by a continue rather than by ``D``."""
     asks_features: bool = True
     """Whether ``qSupported`` and ``vCont?`` are worth asking."""
     sticky_steps: bool = True
@@ -99,6 +101,9 @@ KGDB: Final = Dialect(
     packet_size=1024,
     detach_resumes=True,
     detach_waits=True,
+    # ``D`` makes it forget which breakpoints were removed. A processor that hit one while another had stopped already
+    # is then taken for a new stop, of which nobody is told, and the kernel stands for good.
+    detach_continues=True,
     asks_features=False,
     sticky_steps=False,
     interrupt_by=InterruptBy.BREAK_IN,

@@ -14,7 +14,7 @@ from rsp.kgdb import CPUS, Kgdb
 from rsp.stub import REGISTERS, Machine, memory_at, packet
 from rsp.target import PlainTarget
 
-from gdbstubs.client import State, StubClient
+from gdbstubs.client import OWED_SECONDS, State, StubClient
 from gdbstubs.dialects import KGDB, PLAIN, QEMU, RELAY, Dialect
 from gdbstubs.errors import EBUSY, EIO, ESRCH, LinkFailed, RemoteProtocolError, TargetError
 from gdbstubs.registers import parse_description
@@ -1090,6 +1090,87 @@ def test_a_breakpoint_that_another_processor_hits_during_a_step_is_one() -> None
     told = line.ask(line.client.resume, (Action(Motion.STEP, SHADOW),))
     assert told == Halted(5, ThreadId(0xFFFFFFFD), ("swbreak", ""))
     assert line.kernel.program_counter == TRAP.address
+
+
+def owing_line() -> Line:
+    """A kernel of two processors, of which the second hit a breakpoint while the first was to step."""
+    line = Line().connect()
+    assert line.ask(line.client.insert, TRAP) is None
+    line.kernel.path = [TRAP.address + 1]
+    line.kernel.current = CPUS[1]
+    line.ask(line.client.resume, (Action(Motion.STEP, SHADOW),))
+    line.answers.clear()
+    return line
+
+
+def trap_owed(line: Line) -> None:
+    """The first processor comes to the end of its step."""
+    line.kernel.current = CPUS[0]
+    line.kernel.trap(0x5000)
+    line.exchange()
+
+
+def test_a_step_that_another_s_stop_came_before_is_no_stop_of_a_kernel_that_was_continued() -> None:
+    line = owing_line()
+    line.client.resume(GO, line.answers.append)
+    line.exchange()
+    trap_owed(line)
+    assert line.answers == []
+    assert not line.kernel.in_debugger
+    # Once: the next is one.
+    trap_owed(line)
+    assert line.answers == [Halted(5, SHADOW)]
+
+
+def test_a_breakpoint_that_is_hit_at_the_end_of_an_owed_step_is_told() -> None:
+    line = owing_line()
+    line.client.resume(GO, line.answers.append)
+    line.exchange()
+    line.kernel.current = CPUS[0]
+    line.kernel.trap(TRAP.address)
+    line.exchange()
+    assert line.answers == [MET]
+
+
+def test_a_kernel_that_owes_a_step_is_stayed_with_until_it_was_made() -> None:
+    line = owing_line()
+    assert line.ask(line.client.remove, TRAP) is None
+    line.answers.clear()
+    line.client.detach(line.answers.append)
+    line.exchange()
+    assert line.answers == []
+    trap_owed(line)
+    assert line.answers == [None]
+    assert not line.kernel.in_debugger
+    assert b"D" not in line.kernel.seen
+
+
+def test_a_kernel_whose_owed_step_does_not_come_is_left_in_time() -> None:
+    line = owing_line()
+    assert line.ask(line.client.remove, TRAP) is None
+    line.answers.clear()
+    line.client.detach(line.answers.append)
+    line.exchange()
+    assert line.client.deadline == OWED_SECONDS
+    line.client.now = OWED_SECONDS
+    line.client.expire()
+    assert line.answers == [None]
+
+
+def test_a_kernel_that_holds_nothing_is_left_by_a_continue() -> None:
+    line = Line().connect()
+    assert line.ask(line.client.detach) is None
+    assert not line.kernel.in_debugger
+    # It reports its next stop by itself then, and knows which breakpoints were removed.
+    assert line.kernel.connected
+    assert b"D" not in line.kernel.seen
+
+
+def test_a_line_lost_before_a_kernel_took_the_last_continue_is_told() -> None:
+    line = Line().connect()
+    line.client.detach(line.answers.append)
+    line.client.closed("the line is gone")
+    assert "the line is gone" in str(error(line.answers[-1]))
 
 
 def test_a_program_counter_that_cannot_be_put_back_is_told() -> None:
