@@ -1,8 +1,9 @@
-"""Real kgdb on a serial port of its own: broken into, and explained when it cannot be."""
+"""Real kgdb on a serial port of its own: broken into by itself, explained when it cannot be, and behind the relay."""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import tempfile
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from bridge_lab import Bridge, Gdb, wait_for
 from line_lab import LineTestCase, reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import UNIXClientEndpoint, connectProtocol
@@ -27,7 +29,7 @@ from kbridge.transports.endpoints import parse_endpoint
 from kbridge.transports.lines import LineState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 pytestmark = pytest.mark.guest
 
@@ -172,3 +174,96 @@ class KgdbTests(LineTestCase):
         )
         await refused(b"Uhhuh. NMI received", "the kernel took it for none of its own")
         await self.run_in_guest("uname -r")
+
+
+# -- behind the relay ---------------------------------------------------------------------------------------
+
+
+class KgdbBridge(Bridge):
+    """`kbridge up` for a guest whose stub is kgdb."""
+
+    def __init__(self, start_guest: Callable[..., dict[str, Any]]) -> None:
+        super().__init__(start_guest, "--kgdb-port", "--no-kaslr", more='stub_kind = "kgdb"\n')
+
+    def start_guest(self) -> None:
+        super().start_guest()
+        config = self.dir / "kbridge.toml"
+        config.write_text(f'{config.read_text()}stub = "{self.guest["kgdb"]}"\n')
+
+    def kgdb(self, *commands: str) -> Gdb:
+        return Gdb(self.env, [f"file {self.guest['vmlinux']}", f"target remote {self.socket}", *commands])
+
+
+@pytest.fixture(scope="module")
+def bridge(shared_kgdb_guest: Callable[..., dict[str, Any]]) -> Iterator[KgdbBridge]:
+    with KgdbBridge(shared_kgdb_guest) as bridge:
+        yield bridge
+
+
+HIT = 'printf "here %d\\n", $pc == (long)&schedule'
+"""gdb's own opinion of where it is, of which a program counter that is one too far makes 0."""
+
+
+@pytest.mark.gdb
+def test_a_breakpoint_is_hit_on_both_processors_and_nothing_stays(bridge: KgdbBridge) -> None:
+    gdb = bridge.kgdb("break schedule")
+    processors = set()
+    for _ in range(100):
+        gdb.output = b""
+        gdb.then("continue")
+        gdb.wait_for("hit Breakpoint 1, ")
+        gdb.then(HIT)
+        gdb.wait_for("here 1")
+        # Who runs on one processor only has its number in the name: kworker/1:0, migration/0.
+        gdb.then("info threads")
+        gdb.then('printf "all %d\\n", 1')
+        gdb.wait_for("all 1")
+        bound = re.search(rb"\n\* \d+ +Thread \d+ \(\w+/([01])\b", gdb.output)
+        processors |= {bound[1]} if bound else set()
+        if processors == {b"0", b"1"}:
+            break
+    assert processors == {b"0", b"1"}
+    # Where both processors run into the breakpoint all the time, one does while the other is stepped.
+    gdb.then("next")
+    gdb.then("info registers rip")
+    gdb.wait_for("rip  ")
+    gdb.then("detach")
+    assert "detached" in gdb.finish()
+    bridge.goes_on()
+    assert bridge.breakpoints() == []
+
+
+@pytest.mark.gdb
+def test_a_kernel_whose_processors_both_hit_a_breakpoint_runs_on_when_gdb_leaves(bridge: KgdbBridge) -> None:
+    for leave in ("detach", "kill"):
+        gdb = bridge.kgdb("break schedule")
+        for _ in range(6):
+            gdb.output = b""
+            gdb.then("continue")
+            gdb.wait_for("hit Breakpoint 1, ")
+        gdb.then("next")
+        gdb.then('printf "next %d\\n", 1')
+        gdb.wait_for("next 1")
+        if leave == "detach":
+            gdb.then("detach")
+            gdb.finish()
+        else:
+            gdb.kill()
+        wait_for(lambda: not bridge.sessions(), "a session that ended")
+        bridge.goes_on()
+
+
+@pytest.mark.gdb
+def test_gdb_killed_while_the_kernel_runs_leaves_no_breakpoint(bridge: KgdbBridge) -> None:
+    gdb = bridge.kgdb("break panic", "continue")
+    gdb.wait_for("Continuing.")
+    bridge.goes_on()
+    gdb.kill()
+    wait_for(lambda: not bridge.sessions() and not bridge.breakpoints(), "a kernel that was cleaned", 30)
+    bridge.goes_on()
+    gdb = bridge.kgdb("break schedule", "continue")
+    gdb.wait_for("hit Breakpoint 1, ")
+    gdb.kill()
+    bridge.goes_on()
+    assert "detached" in bridge.kgdb("info registers rip", "detach").finish()
+    bridge.goes_on()
