@@ -448,8 +448,7 @@ class StubClient:
         self._arrived()
         self._last_stop = stop
         self.steps.restore()
-        if not isinstance(stop, TargetError):
-            self.steps.stopped(stop)
+        self.steps.stopped(stop)
         stopped, self._stopped = self._stopped, None
         in_range = self._in_range
         if stopped is not None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
+from gdbstubs.errors import TargetError
 from gdbstubs.gather import Answer
 from gdbstubs.replies import Reply as RawReply
 from gdbstubs.target import ALL_THREADS, Action, Halted, Motion, Stop, ThreadId
@@ -29,6 +30,8 @@ class StepFlags:
         self._usual: int | None = None
         self._off = False
         self._owed: set[ThreadId] = set()
+        self._tried: set[ThreadId] = set()
+        """Which of them the last resume added."""
 
     @property
     def any_owed(self) -> bool:
@@ -66,6 +69,7 @@ class StepFlags:
         """Return the actions to send for a resume, after what must be said before it."""
         stepped = {action.thread for action in actions if action.motion is Motion.STEP}
         backwards = any(action.motion not in (Motion.STEP, Motion.CONTINUE) for action in actions)
+        self._tried = stepped - self._owed
         if stepped or backwards or not self.any_owed:
             self._owed |= stepped
             return actions
@@ -77,9 +81,11 @@ class StepFlags:
             return cleared[:1]
         return (*cleared, *actions)
 
-    def stopped(self, stop: Stop) -> None:
-        """Take note of a stop: QEMU clears the flag of the processor that it reports."""
-        if isinstance(stop, Halted) and stop.thread is not None:
+    def stopped(self, stop: Stop | TargetError) -> None:
+        """Take note of a stop: QEMU clears the flag of the processor that it reports, and sets none when it refuses."""
+        if isinstance(stop, TargetError):
+            self._owed -= self._tried
+        elif isinstance(stop, Halted) and stop.thread is not None:
             self._owed.discard(stop.thread)
 
 
