@@ -6,6 +6,7 @@ Source: GDB manual, "Thread List Format", "General Query Packets"; LLDB, "GDB Re
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Final
 from xml.sax.saxutils import escape as xml_escape
 from xml.sax.saxutils import quoteattr
@@ -15,8 +16,11 @@ from gdbstubs.target import Thread
 from gdbstubs.wire import escape
 
 
+@lru_cache(maxsize=8)
 def threads_xml(threads: tuple[Thread, ...]) -> bytes:
     """Return the document of ``qXfer:threads:read``; it replaces three requests for each thread.
+
+    Sessions ask for the same list at each stop, most of them several times.
 
     gdb warns at every stop and loses the threads if it is not valid XML, so control characters go too.
     """

@@ -13,6 +13,7 @@ import binascii
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 from gdbstubs.requests import (
@@ -356,6 +357,29 @@ def find(payload: bytes) -> tuple[Row, bytes] | None:
     if row is None or payload[end : end + 1] not in (b"", b":", b";", b","):
         return None
     return row, payload[end:]
+
+
+_SHORT: Final = 48
+"""Requests up to this length are remembered: debuggers ask the same few over and over at each stop."""
+
+
+def parse(payload: bytes) -> tuple[Row, Request] | None:
+    """Return the row of a packet and what it asks for, or None for a packet that is unknown.
+
+    Raises ``Malformed`` or ``RemoteProtocolError`` for a known packet whose arguments cannot be understood.
+    """
+    return _parse_short(payload) if len(payload) <= _SHORT else _parse(payload)
+
+
+def _parse(payload: bytes) -> tuple[Row, Request] | None:
+    found = find(payload)
+    if found is None:
+        return None
+    row, arguments = found
+    return row, row.parse(arguments)
+
+
+_parse_short = lru_cache(maxsize=512)(_parse)
 
 
 def format_thread(thread: ThreadId) -> bytes:

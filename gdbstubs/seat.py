@@ -198,6 +198,9 @@ class Seat:
 
     def read_registers(self, thread: ThreadId, done: Reply[bytes]) -> None:
         """Read all general registers; all unavailable before the first stop that this session sees."""
+        if self.stepped is None and self.seen == self._stops.present:
+            self._client.read_registers(thread, done)
+            return
 
         def refuse(error: TargetError) -> None:
             if self._is_here and self.seen < 0 and not self._stops.present:

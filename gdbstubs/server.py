@@ -23,7 +23,7 @@ from gdbstubs.encoding import encode_bare, encode_ok, encode_prefixed, stop_repl
 from gdbstubs.errors import EBUSY, EINVAL, ENOENT, ESRCH, LinkFailed, RemoteProtocolError, TargetError
 from gdbstubs.link import Link
 from gdbstubs.ordering import Place, Replies
-from gdbstubs.packets import Malformed, find, format_thread
+from gdbstubs.packets import Malformed, find, format_thread, parse
 from gdbstubs.requests import (
     ChecksumMemory,
     CurrentThread,
@@ -145,7 +145,7 @@ class Server:
         self._object: tuple[str, str, bytes] | None = None
         self._dismissed = False
         self._thread_ids: deque[Thread] = deque()
-        self._known: tuple[Thread, ...] = ()
+        self._listed: tuple[Thread, ...] = ()
         self._handlers: dict[type[Any], Callable[[Any], None]] = {
             ChecksumMemory: self._checksum_memory,
             CurrentThread: self._current_thread,
@@ -220,17 +220,16 @@ class Server:
         if self._dismissed:
             self.finished = True
             return
-        found = find(payload)
+        try:
+            found = parse(payload)
+        except (Malformed, RemoteProtocolError) as error:
+            self._malformed(payload, error)
+            return
         if found is None:
             self.unknown += 1
             self._replies.reply(b"")
             return
-        row, arguments = found
-        try:
-            request = row.parse(arguments)
-        except (Malformed, RemoteProtocolError) as error:
-            self._refuse(row.kind, TargetError(EINVAL, f"{payload[:20]!r} is malformed: {error}"))
-            return
+        row, request = found
         if row.right is Right.CONTROLLER and self._target.right < Right.CONTROLLER and _acts(request):
             denied = forbidden(self._debugger, request)
             if self.on_forbidden is not None:
@@ -238,6 +237,11 @@ class Server:
             self._refuse(request, denied)
             return
         self._handlers[type(request)](request)
+
+    def _malformed(self, payload: bytes, error: Exception) -> None:
+        found = find(payload)
+        assert found is not None, "only a known packet can be malformed"
+        self._refuse(found[0].kind, TargetError(EINVAL, f"{payload[:20]!r} is malformed: {error}"))
 
     # -- replies --------------------------------------------------------------------------------------------
 
@@ -435,8 +439,8 @@ class Server:
         if isinstance(result, TargetError) or not result:
             if isinstance(result, TargetError):
                 self._error(request, result)
-            return self._known or (Thread(self._thread()),)
-        self._known = tuple(Thread(one.id) for one in result)
+            return tuple(Thread(one.id) for one in self._listed) or (Thread(self._thread()),)
+        self._listed = result
         return result
 
     def _next_threads(self) -> bytes:
