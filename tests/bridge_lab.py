@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import http.client
 import json
+import mmap
 import os
 import re
 import select
@@ -17,6 +19,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Self
 
 from kbridge.console.ring import RingView
+from symbols import elf, kaslr
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,6 +63,17 @@ class Monitor:
     def close(self) -> None:
         self._file.close()
         self._socket.close()
+
+
+class _Control(http.client.HTTPConnection):
+    def __init__(self, path: Path) -> None:
+        super().__init__("localhost", timeout=30)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self._path))
 
 
 class Bridge:
@@ -134,6 +148,33 @@ class Bridge:
             [sys.executable, "-m", "kbridge", *arguments],
             env=self.env, capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL, check=False,
         )  # fmt: skip
+
+    def ask(self, path: str) -> Any:
+        connection = _Control(self.dir / "run" / "control")
+        try:
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            body = answer.read()
+            assert answer.status == 200, body
+            return json.loads(body)
+        finally:
+            connection.close()
+
+    def addresses(self, *names: str) -> dict[str, int]:
+        """Where functions of the running kernel are."""
+        with (
+            Path(self.guest["vmlinux"]).open("rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as image,
+        ):
+            linked = elf.symbol_values(image, [kaslr.DIVIDE_ERROR_SYMBOL, *names])
+        handler = int(self.ask("/guests/web1/kernel")["divide_error"], 16)
+        slide = kaslr.slide(handler, linked.pop(kaslr.DIVIDE_ERROR_SYMBOL))
+        return {name: address + slide for name, address in linked.items()}
+
+    @property
+    def often(self) -> int:
+        """Where the guest comes by five times a second: not so the place where it happens to be stopped."""
+        return self.addresses("hrtimer_nanosleep")["hrtimer_nanosleep"]
 
     def listed(self) -> dict[str, Any]:
         done = self.run("ls", "--json")

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
-import json
-import mmap
 import re
 import socket
 import time
@@ -17,18 +14,6 @@ from debuggers_lab import Debugger, Make, debugger
 
 from gdbstubs.debugger import Debugger as OwnDebugger
 from gdbstubs.errors import TargetError
-from symbols import elf, kaslr
-
-
-class _Control(http.client.HTTPConnection):
-    def __init__(self, path: Path) -> None:
-        super().__init__("localhost", timeout=30)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(str(self._path))
 
 
 class Shared(Bridge):
@@ -39,17 +24,6 @@ class Shared(Bridge):
         config = self.dir / "kbridge.toml"
         more = f'vmlinux = "{self.guest["vmlinux"]}"\ndebug_dirs = ["{self.guest["debug_dir"]}"]\n'
         config.write_text(config.read_text() + more)
-
-    def ask(self, path: str) -> Any:
-        connection = _Control(self.dir / "run" / "control")
-        try:
-            connection.request("GET", path)
-            answer = connection.getresponse()
-            body = answer.read()
-            assert answer.status == 200, body
-            return json.loads(body)
-        finally:
-            connection.close()
 
     def listed(self) -> dict[str, Any]:
         try:
@@ -73,17 +47,6 @@ class Shared(Bridge):
 
     def count(self, kind: str) -> int:
         return [event["kind"] for event in self.events()].count(kind)
-
-    def addresses(self, *names: str) -> dict[str, int]:
-        """Where functions of the running kernel are."""
-        with (
-            Path(self.guest["vmlinux"]).open("rb") as file,
-            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as image,
-        ):
-            linked = elf.symbol_values(image, [kaslr.DIVIDE_ERROR_SYMBOL, *names])
-        handler = int(self.ask("/guests/web1/kernel")["divide_error"], 16)
-        slide = kaslr.slide(handler, linked.pop(kaslr.DIVIDE_ERROR_SYMBOL))
-        return {name: address + slide for name, address in linked.items()}
 
 
 def is_left_clean(shared: Shared, monitor: Monitor) -> None:

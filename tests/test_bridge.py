@@ -102,7 +102,7 @@ def test_a_second_debugger_observes_and_is_told_so(bridge: Bridge) -> None:
 
 
 def test_the_relay_killed_with_a_breakpoint_set_cleans_up_when_it_is_back(bridge: Bridge) -> None:
-    gdb = bridge.gdb("break *$pc", "continue")
+    gdb = bridge.gdb(f"break *{bridge.often:#x}", "continue")
     gdb.wait_for("Breakpoint 1, ")
     bridge.kill_relay()
     before = bridge.ticks()
@@ -257,7 +257,7 @@ def test_a_guest_configured_to_rest_stays_where_its_debugger_left_it(cloud_guest
         bridge.stands_still(monitor)
         monitor.command("cont")
         bridge.goes_on()
-        gdb = bridge.gdb("break *$pc", "continue", "continue")
+        gdb = bridge.gdb(f"break *{bridge.often:#x}", "continue", "continue")
         gdb.wait_for("Breakpoint 1, ")
         gdb.kill()
         bridge.stands_still(monitor)
@@ -281,7 +281,7 @@ def test_gdb_interrupts_and_goes_on(bridge: Bridge) -> None:
 
 
 def test_the_relay_stopped_with_gdb_attached_lets_the_guest_go(bridge: Bridge) -> None:
-    gdb = bridge.gdb("break *$pc", "continue")
+    gdb = bridge.gdb(f"break *{bridge.often:#x}", "continue")
     gdb.wait_for("Breakpoint 1, ")
     assert bridge.relay is not None
     monitor = bridge.monitor()
