@@ -197,7 +197,7 @@ def test_a_slow_visitor_is_told_what_it_lost_and_holds_up_nobody(relay: RelayPro
             sent += len(block)
             quick.until(lambda due=sent: len(quick.data) >= due)
         # Compared by hand: pytest would explain a difference of megabytes for minutes.
-        assert len(quick.data) == sent
+        assert len(quick.data) == sent, (len(quick.data) - sent, bytes(one for one in quick.data if one)[:80])
         assert not any(quick.data)
         assert relay.resident_bytes - before < 8 << 20
         slow.until(lambda: slow.told("gap"))
