@@ -307,11 +307,20 @@ class Sharing:
         """End the work of every session: another guest may come, and it is not theirs."""
         here, self._here = self._here, []
         for seat in here:
-            self.armed.drop(seat)
-            self.control.leave(seat)
-        self._resumer = None
+            self._forget(seat)
         for seat in here:
             seat.lost(words)
+
+    def _forget(self, seat: Seat) -> bool:
+        """Keep nothing of a session that is over; True if it had control, which is free now."""
+        if self._resumer is seat:
+            self._resumer = None
+        if self._wanting is seat:
+            self._wanting = None
+        self.armed.drop(seat)
+        for names in self._refused.values():
+            names.discard(seat.name)
+        return self.control.leave(seat)
 
     def stub_left(self) -> None:
         """Take note that a ``CloseStub`` was carried out."""
@@ -504,14 +513,7 @@ class Sharing:
         if was_here:
             self._here.remove(seat)
             self._emit(Report("debugger.leave", {"session": seat.name}))
-        if self._resumer is seat:
-            self._resumer = None
-        if self._wanting is seat:
-            self._wanting = None
-        self.armed.drop(seat)
-        for names in self._refused.values():
-            names.discard(seat.name)
-        held = self.control.leave(seat)
+        held = self._forget(seat)
         match self.phase:
             case Phase.CONNECTING:
                 if not self._arriving and not self._here:
@@ -595,9 +597,7 @@ class Sharing:
             self._clean()
             return
         self._set_deadline(INTERRUPT_SECONDS, self._not_stopping)
-        self.client.interrupt()
-        # Where the machine stands still already the stub throws the interrupt away.
-        self._ask_machine()
+        self._halt()
 
     def _not_stopping(self) -> None:
         self._emit(
@@ -713,8 +713,7 @@ class Sharing:
             holder.say(f"{former.name} gave you control of {self.guest}")
         if holder.waits and holder.seen == self.stops.present:
             # It waits for somebody else to resume the guest, and there is nobody else now.
-            latest = self.stops.latest
-            holder.stopped(Halted(SIGINT, None if latest is None else latest.halted.thread))
+            holder.stopped(Halted(SIGINT, self.stops.thread))
 
     def take_control(self, seat: Seat) -> bool:
         """Give a session that is here control if that is free; a guest that runs without the stub is then stopped."""
@@ -837,11 +836,10 @@ class Sharing:
         elif self.stops.present and seat.seen != self.stops.present:
             self._tell(seat)
         else:
-            latest = self.stops.latest
             if not self.stops.present:
                 # It goes on as one that came to a running guest: a debugger that is told of a stop reads registers.
                 seat.seen = -1
-            seat.stopped(Halted(SIGINT, ThreadId(1) if latest is None else latest.halted.thread))
+            seat.stopped(Halted(SIGINT, ThreadId(1) if self.stops.latest is None else self.stops.thread))
 
     def read_live(self, address: int, length: int, done: Reply[bytes]) -> None:
         """Read the memory of a running guest through the machine monitor; never more than 4 KB at once."""
@@ -870,7 +868,6 @@ class Sharing:
 
     def _go(self, seat: Seat | None, actions: tuple[Action, ...]) -> None:
         """Make the stub hold what sessions want, step over what only others want here, let the guest run."""
-        latest = self.stops.latest
         self._generation += 1
         self._moved_on()
         self._wanting = None
@@ -878,7 +875,7 @@ class Sharing:
         if seat is not None:
             self.armed.put(seat, seat.wanted)
         self._make_stub_match()
-        thread = None if latest is None else latest.halted.thread
+        thread = self.stops.thread
         others = self._only_of_others(seat)
         forward = all(action.motion in (Motion.CONTINUE, Motion.STEP) for action in actions)
         steps = any(action.motion is Motion.STEP for action in actions)

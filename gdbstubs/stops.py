@@ -10,7 +10,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Final
 
-from gdbstubs.target import Halted
+from gdbstubs.target import Halted, ThreadId
 
 TRANSIENT_SECONDS: Final = 0.1
 MOST_REMEMBERED: Final = 64
@@ -48,6 +48,11 @@ class Stops:
     def left(self) -> None:
         """Take note that the guest runs again, or that nobody knows."""
         self.present = 0
+
+    @property
+    def thread(self) -> ThreadId | None:
+        """The thread that the latest stop names, if there was one and it names any."""
+        return None if self.latest is None else self.latest.halted.thread
 
     def passed(self) -> None:
         """Take note that the latest stop was left before it was told to those who wait."""
