@@ -55,10 +55,6 @@ class StepFlags:
             self._off = True
             self.restore()
 
-    def suspect_all(self) -> None:
-        """Believe that any processor may be set to step: somebody else was connected before."""
-        self._owed = {ALL_THREADS}
-
     def restore(self) -> None:
         """Make ``vCont;s`` step again, when the target has stopped after ``settle``."""
         if self._off and self._usual is not None:

@@ -40,7 +40,6 @@ class StubRegisters:
 
     def disconnected(self) -> None:
         """Forget what belongs to one connection."""
-        self._own = self._default
         self._translation: Translation | None = None
         self._raw: dict[str, bytes | None] = {}
         self.forget()
@@ -91,7 +90,6 @@ class StubRegisters:
         DescriptionRead(read_main, learnt).start()
 
     def _connect(self, own: Description | None) -> None:
-        self._own = own
         wanted = self.description
         self._translation = None
         if own is not None and wanted is not None and own.registers != wanted.registers:
