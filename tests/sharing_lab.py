@@ -137,7 +137,9 @@ class Own:
         return answers[0]
 
     def _flush(self) -> None:
-        self._socket.sendall(self.debugger.take_output())
+        # Even no bytes cannot be sent to a relay that has closed, as it does after its answer to a detach.
+        if data := self.debugger.take_output():
+            self._socket.sendall(data)
 
     @property
     def pc(self) -> int:
