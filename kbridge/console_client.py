@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import select
 import time
+from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
 from wsproto import WSConnection
@@ -53,7 +54,8 @@ class ConsoleClient:
         """Why the relay ended it; empty while it has not."""
         target = guest_path(guest, f"/console?read_only={str(read_only).lower()}&history={history}")
         try:
-            self._first = self._shake_hands(target)
+            self._waiting = deque(self._shake_hands(target))
+            """Messages that came and were not taken yet: at most what one receive brings."""
         except BaseException:
             self._socket.close()
             raise
@@ -74,31 +76,33 @@ class ConsoleClient:
 
     @property
     def pending(self) -> bool:
-        """Whether something came together with the answer to our joining."""
-        return bool(self._first)
+        """Whether something came that was not taken yet; it makes no socket readable."""
+        return bool(self._waiting)
 
     def receive(self) -> Iterator[Message]:
-        """Receive once, and yield what is whole now; sets ``ended`` when it was the last."""
-        if self._first:
-            first, self._first = self._first, []
-            yield from first
-            return
-        try:
-            data = self._socket.recv(RECEIVE_BYTES)
-        except OSError as error:
-            self.ended = error.strerror or str(error)
-            return
-        if not data:
-            self.ended = self.ended or "the relay is gone"
-            return
-        yield from self._messages(data)
+        """Receive once if nothing waits, and yield what is whole now; sets ``ended`` when it was the last.
+
+        Who stops in the middle gets the rest at the next call.
+        """
+        if not self._waiting:
+            try:
+                data = self._socket.recv(RECEIVE_BYTES)
+            except OSError as error:
+                self.ended = error.strerror or str(error)
+                return
+            if not data:
+                self.ended = self.ended or "the relay is gone"
+                return
+            self._waiting.extend(self._messages(data))
+        while self._waiting:
+            yield self._waiting.popleft()
 
     def messages(self, seconds: float) -> Iterator[Message]:
         """Yield what comes within ``seconds``."""
         deadline = time.monotonic() + seconds
-        while not self.ended:
+        while self._waiting or not self.ended:
             left = deadline - time.monotonic()
-            if not self._first and (left <= 0 or not select.select([self._socket], [], [], left)[0]):
+            if not self._waiting and (left <= 0 or not select.select([self._socket], [], [], left)[0]):
                 return
             yield from self.receive()
 
@@ -162,8 +166,8 @@ class ConsoleClient:
                 case BytesMessage(data=data, message_finished=finished):
                     self._data += data
                     if finished:
-                        yield bytes(self._data)
-                        self._data.clear()
+                        message, self._data = bytes(self._data), bytearray()
+                        yield message
                 case TextMessage(data=text, message_finished=finished):
                     self._text += text
                     if finished:

@@ -7,6 +7,7 @@ import json
 import os
 import pwd
 import socket
+import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -118,6 +119,19 @@ def test_console_bytes_go_both_ways_unchanged(relay: RelayProcess) -> None:
         one.until(lambda: one.data == every)
         one.client.type(every)
         assert relay.far.hear(256) == every
+
+
+def test_who_takes_one_message_at_a_time_misses_and_repeats_none(relay: RelayProcess) -> None:
+    said = b"".join(b"%06d\n" % number for number in range(40_000))
+    with joined(relay) as one:
+        relay.far.say(said)
+        deadline = time.monotonic() + 30
+        while len(one.data) < len(said):
+            assert time.monotonic() < deadline, bytes(one.data[-80:])
+            # The generator is dropped after its first message.
+            message = next(one.client.messages(1), b"")
+            one.data += message if isinstance(message, bytes) else b""
+        assert one.data == said
 
 
 def test_frames_that_come_with_the_request_count(relay: RelayProcess) -> None:
