@@ -39,7 +39,7 @@ def machine() -> Iterator[RelayProcess]:
         relay.stop()
         qemu.kill()
         qemu.wait(SECONDS)
-    relay.close()
+        relay.close()
 
 
 def state(relay: RelayProcess, name: str) -> Any:
@@ -94,15 +94,22 @@ def booted(request: pytest.FixtureRequest) -> Iterator[RelayProcess]:
     try:
         wait_for(lambda: relay.json("GET", "/guests/vm")[1]["console"]["state"] == "open", "the line")
         assert relay.run("power", "vm", "resume").returncode == 0
-        wait_for(
-            lambda: b"kbridge-guest: ready" in relay.ask("GET", "/guests/vm/log?format=raw")[1],
-            "the end of the boot",
-            BOOT_SECONDS,
-        )
+        _wait_for_boot(relay)
         yield relay
     finally:
-        relay.stop()
-    relay.close()
+        relay.close()
+
+
+def _wait_for_boot(relay: RelayProcess) -> None:
+    def log() -> bytes:
+        return relay.ask("GET", "/guests/vm/log?format=raw")[1]
+
+    try:
+        wait_for(lambda: b"kbridge-guest: ready" in log(), "the end of the boot", BOOT_SECONDS)
+    except AssertionError as error:
+        raise AssertionError(
+            f"{error}; the machine is {state(relay, 'vm')} and said last: {log()[-2000:]!r}"
+        ) from error
 
 
 @pytest.mark.guest
