@@ -24,6 +24,7 @@ from gdbstubs.gather import Answer, ObjectRead
 from gdbstubs.link import Link
 from gdbstubs.memory import StubMemory
 from gdbstubs.packets import parse_thread
+from gdbstubs.passage import Passage
 from gdbstubs.ranges import RangeStep, is_ranged
 from gdbstubs.registers import Description
 from gdbstubs.replies import Reply as RawReply
@@ -108,6 +109,7 @@ class StubClient:
         self._last_stop: Stop | TargetError = TargetError(EBUSY, "the stub has not been asked yet")
         self._selected: ThreadId | None = None
         self._misselected = False
+        self._refused = ANY_THREAD
         self._features = Features(self.dialect.packet_size)
         self._threads = StubThreads(
             self._ask, multiprocess=self.dialect.multiprocess, pipelined=self.dialect.pipeline > 1
@@ -163,6 +165,7 @@ class StubClient:
             window=self.dialect.pipeline,
             alternating=self.dialect.pipeline == 1,
             late=self.dialect.acknowledge_late,
+            framed=True,
         )
         if self.dialect.interrupt_by is InterruptBy.BREAK_IN and running is not False and self._break_in:
             self._break_in()
@@ -286,6 +289,10 @@ class StubClient:
             raise RemoteProtocolError(f"the stub did not answer within {self.dialect.request_timeout:g} s")
         self._link.expire(self.now)
 
+    def acknowledged(self, data: bytes) -> bool:
+        """Take bytes of the stub if they acknowledge what was sent and say nothing else, nor lead to anything."""
+        return self._left is None and self._link.acknowledged(data, self.now)
+
     def receive(self, data: bytes) -> None:
         """Take bytes of the stub.  Raises a ``ProtocolError`` when the connection must be closed."""
         for event in self._link.receive(data, self.now):
@@ -294,7 +301,7 @@ class StubClient:
                 return
             if isinstance(event, bytes):
                 if self.state is State.RUNNING:
-                    self._while_running(event)
+                    self._while_running(event[1:-3])
                 else:
                     self._answered(event)
             elif event is Control.OVERLONG:
@@ -312,24 +319,29 @@ class StubClient:
         if left is not None:
             left(None)
 
-    def _answered(self, payload: bytes) -> None:
+    def _answered(self, packet: bytes) -> None:
         waiting = self._waiting
         if not waiting:
             return
-        letter = payload[:1]
-        if letter == b"O" and payload != b"OK":
+        letter = packet[1:2]
+        if letter == b"O" and packet[1:-3] != b"OK":
             # Text, such as the answer to a command of the stub's own; it is never the reply itself.
-            self._print(payload)
+            self._print(packet[1:-3])
             return
         if letter in (b"T", b"S") and waiting[0] is not self._question:
             # QEMU reports the stop that connecting caused before anything was asked.
             return
         if letter == b"T" and self.dialect.steps_current_only and not self._asked_again:
-            self._announced_stop(payload)
+            self._announced_stop(packet[1:-3])
             return
         answer = waiting.popleft()
         self._deadline = self.now + self.dialect.request_timeout if waiting else None
-        answer(payload)
+        if type(answer) is not Passage:
+            answer(packet[1:-3])
+        elif self._misselected:
+            answer(self._wrong_thread())
+        else:
+            answer.take(packet)
         if self._queue:
             self._send_queued()
 
@@ -559,16 +571,20 @@ class StubClient:
             return
         if thread != self._selected:
             self._selected = thread
-            self._ask(b"Hg" + self._threads.text(thread), self._thread_selected)
+            self._ask(b"Hg" + self._threads.text(thread), partial(self._thread_selected, thread))
 
         def answer(reply: RawReply) -> None:
             # A stub that refused Hg answers for the thread selected before: that is nobody's answer.
-            done(TargetError(ESRCH, f"there is no thread {thread:x}") if self._misselected else read(reply))
+            done(self._wrong_thread() if self._misselected else read(reply))
 
         self._ask(payload, answer)
 
-    def _thread_selected(self, reply: RawReply) -> None:
+    def _wrong_thread(self) -> TargetError:
+        return TargetError(ESRCH, f"there is no thread {self._refused:x}")
+
+    def _thread_selected(self, thread: ThreadId, reply: RawReply) -> None:
         self._misselected = reply != b"OK" and not isinstance(reply, TargetError)
+        self._refused = thread
         if self._misselected:
             self._selected = None
 
@@ -639,6 +655,23 @@ class StubClient:
     def read_memory(self, thread: ThreadId, address: int, length: int, done: Reply[bytes]) -> None:
         """Read memory; what is larger than a packet of the stub is put together from several."""
         self._memory.read(thread, address, length, done)
+
+    def pass_read(self, thread: ThreadId, address: int, length: int, packet: bytes, passage: Passage) -> bool:
+        """Pass a read on, where nothing must be asked or waited for before it."""
+        waiting = self._waiting
+        if (
+            self.state is not State.STOPPED
+            or thread != self._selected
+            or not self._memory.fits(length)
+            or self._queue
+            or len(waiting) >= self.dialect.pipeline
+        ):
+            return False
+        if not waiting:
+            self._deadline = self.now + self.dialect.request_timeout
+        waiting.append(passage)
+        self._link.send_packet(packet, self.now)
+        return True
 
     def write_memory(self, thread: ThreadId, address: int, data: bytes, done: Reply[None]) -> None:
         """Write memory in pieces that fit in the stub's packets, up to the first that fails."""

@@ -131,6 +131,11 @@ class Exchange:
 
     def session_data(self, number: SessionId, data: bytes, now: float) -> None:
         """Take bytes of a debugger."""
+        self.session_input(number, data, now)
+        self._flush(now)
+
+    def session_input(self, number: SessionId, data: bytes, now: float) -> None:
+        """Take bytes of a debugger, one of several inputs that ``flush`` ends."""
         session = self._sessions.get(number)
         if session is None:
             return
@@ -140,7 +145,6 @@ class Exchange:
             session.server.receive(data)
         except (RemoteProtocolError, LinkFailed) as error:
             self._break_off(session, str(error))
-        self._flush(now)
 
     def session_closed(self, number: SessionId, now: float) -> None:
         """Take note that a debugger's connection is gone."""
@@ -208,12 +212,19 @@ class Exchange:
 
     def stub_data(self, data: bytes, now: float) -> None:
         """Take bytes of the stub."""
+        self.stub_input(data, now)
+        self._flush(now)
+
+    def stub_input(self, data: bytes, now: float) -> bool:
+        """Take bytes of the stub, one of several inputs that ``flush`` ends; False if they lead to nothing."""
+        if data == b"+" and self.client.acknowledged(data):
+            return False
         self.client.now = now
         try:
             self.client.receive(data)
         except (RemoteProtocolError, LinkFailed) as error:
             self.sharing.stub_closed(f"the stub broke the protocol: {error}")
-        self._flush(now)
+        return True
 
     def stub_closed(self, reason: str, now: float) -> None:
         """Take note that the connection to the stub is gone."""
@@ -259,7 +270,7 @@ class Exchange:
         self._flush(now)
 
     def flush(self, now: float) -> None:
-        """Send what was answered outside of an event, such as a ``monitor`` command."""
+        """Send what inputs have led to, and what was answered outside of an event, such as a ``monitor`` command."""
         self._flush(now)
 
     def machine_runs(self, now: float, *, runs: bool) -> None:

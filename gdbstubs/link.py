@@ -32,8 +32,9 @@ class Link:
     ``timeout``: seconds until a packet without acknowledgement is sent again, None where the transport
     itself is reliable (a debugger that its user has suspended acknowledges nothing for hours).
     ``window``: how many packets may be on their way at once.  ``alternating``: a packet of the peer
-    acknowledges everything sent before it.  ``late``: acknowledgements go out with the next packet, in one write
-    and before it; for stubs on reliable transports, which neither wait for them nor should be woken by them.
+    acknowledges everything sent before it.  ``framed``: packets are delivered with their frame.
+    ``late``: acknowledgements go out with the next packet, in one write and before it; for stubs on
+    reliable transports, which neither wait for them nor should be woken by them.
     """
 
     __slots__ = (
@@ -62,9 +63,10 @@ class Link:
         window: int = 1,
         alternating: bool = True,
         late: bool = False,
+        framed: bool = False,
         retries: int = RETRIES,
     ) -> None:
-        self._framer = Framer(limit, runs=runs)
+        self._framer = Framer(limit, runs=runs, framed=framed)
         self._timeout = timeout
         self._window = window
         self._alternating = alternating
@@ -85,6 +87,11 @@ class Link:
     def no_ack(self) -> bool:
         """Whether packets go unacknowledged."""
         return self._no_ack
+
+    @property
+    def is_open(self) -> bool:
+        """Whether packets go unacknowledged, and what comes next begins between packets."""
+        return self._no_ack and self._framer.is_between
 
     @property
     def deadline(self) -> float | None:
@@ -113,6 +120,13 @@ class Link:
                 return events  # the common case, without a second list
             return [event for event in events if event not in _ACKNOWLEDGEMENTS]
         return self._acknowledge(events, now)
+
+    def acknowledged(self, data: bytes, now: float) -> bool:
+        """Take bytes of the peer if they are one acknowledgement that is waited for, and nothing else."""
+        if data != b"+" or self._queue or not self._framer.is_between:
+            return False
+        self._acknowledged(now)
+        return True
 
     def _acknowledge(self, events: list[Event], now: float) -> list[bytes | Control | Notification]:
         delivered: list[bytes | Control | Notification] = []
@@ -152,7 +166,10 @@ class Link:
 
         Raises ``LinkFailed`` when ``MOST_QUEUED`` packets already wait for the peer's acknowledgements.
         """
-        packet = frame(payload)
+        self.send_packet(frame(payload), now)
+
+    def send_packet(self, packet: bytes, now: float) -> None:
+        """Send a packet that has its frame; like ``send``."""
         if self._no_ack:
             self.output.append(packet)
             return

@@ -30,13 +30,14 @@ class StubMemory:
     def __init__(self, ask_of: AskOf, packet_size: int, *, uploads: bool, probes: bool) -> None:
         self._ask_of = ask_of
         self._packet_size = packet_size
+        self._most = (packet_size - _OVERHEAD) // 2
         self._uploads = uploads
         self._downloads: bool | None = None if probes else False
         """Whether ``X`` is known; None until it was tried."""
 
     def read(self, thread: ThreadId, address: int, length: int, done: Reply[bytes]) -> None:
         """Read memory; what is larger than a packet of the stub is put together from several."""
-        most = (self._packet_size - _OVERHEAD) // 2
+        most = self._most
         if length <= most:
             self._read(thread, address, length, done)
         else:
@@ -49,6 +50,10 @@ class StubMemory:
             self._ask_of(thread, b"x%x,%x" % (address, length), as_binary, done)
         else:
             self._ask_of(thread, b"m%x,%x" % (address, length), as_data, done)
+
+    def fits(self, length: int) -> bool:
+        """Whether a read fits in one packet of the stub in hexadecimal."""
+        return length <= self._most
 
     def write(self, thread: ThreadId, address: int, data: bytes, done: Reply[None]) -> None:
         """Write memory in pieces that fit in the stub's packets, up to the first that fails."""

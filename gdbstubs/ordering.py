@@ -36,6 +36,11 @@ class Replies:
         self._places: deque[Place] = deque()
 
     @property
+    def is_pending(self) -> bool:
+        """Whether any waits."""
+        return bool(self._places)
+
+    @property
     def is_full(self) -> bool:
         """Whether no more can wait."""
         return len(self._places) >= MOST_PENDING
@@ -56,6 +61,11 @@ class Replies:
             places.popleft()
             for payload in ready:
                 self._send(payload)
+
+    def leave(self, place: Place) -> None:
+        """Give up the place that is the first, because its reply has been sent already."""
+        assert self._places[0] is place, "replies before this one were not sent"
+        self.fill(place, ())
 
     def reply(self, payload: bytes) -> None:
         """Answer a request at once, behind those before it.  Raises ``LinkFailed`` like ``reserve``."""

@@ -47,10 +47,16 @@ class PageCache:
             self._touched = set()
             self._whole = set()
 
+    def is_past(self, address: int, length: int) -> bool:
+        """Whether a read is none of the cache's business."""
+        return (
+            not IMAGE_START <= address < IMAGE_END or not self._whole_pages or address % PAGE + length > PAGE
+        )
+
     def read(self, thread: ThreadId, address: int, length: int, done: Reply[bytes]) -> None:
         """Read memory through the cache."""
         offset = address % PAGE
-        if not self._whole_pages or not IMAGE_START <= address < IMAGE_END or offset + length > PAGE:
+        if self.is_past(address, length):
             self._ask(thread, address, length, done)
             return
         key = (thread, address - offset)

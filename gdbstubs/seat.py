@@ -29,6 +29,7 @@ from gdbstubs.target import (
 )
 
 if TYPE_CHECKING:
+    from gdbstubs.passage import Passage
     from gdbstubs.sharing import Sharing
 
 _UNAVAILABLE = b"xx" * 8
@@ -258,6 +259,14 @@ class Seat:
                 done(error)
 
         self._at_its_stop(lambda: self._sharing.pages.read(thread, address, length, done), refuse)
+
+    def pass_read(self, thread: ThreadId, address: int, length: int, packet: bytes, passage: Passage) -> bool:
+        """Pass a read on, at the stop that this session has seen, past a cache that would not keep it."""
+        return (
+            self.seen == self._stops.present
+            and self._sharing.pages.is_past(address, length)
+            and self._client.pass_read(thread, address, length, packet, passage)
+        )
 
     def write_memory(self, thread: ThreadId, address: int, data: bytes, done: Reply[None]) -> None:
         """Write memory."""

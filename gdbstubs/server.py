@@ -24,6 +24,8 @@ from gdbstubs.errors import EBUSY, EINVAL, ENOENT, ESRCH, LinkFailed, RemoteProt
 from gdbstubs.link import Link
 from gdbstubs.ordering import Place, Replies
 from gdbstubs.packets import Malformed, find, format_thread, parse
+from gdbstubs.passage import Passage, read_asked
+from gdbstubs.replies import as_data
 from gdbstubs.requests import (
     ChecksumMemory,
     CurrentThread,
@@ -126,6 +128,10 @@ class Server:
         self.output = self._link.output
         """What waits to be sent, one list for the whole session; ``take_output`` empties it."""
         self._replies = Replies(self._send)
+        self._passage = Passage(self._passed_back, self._not_passed)
+        self._passed = ReadMemory(0, 0)
+        """The read that was passed on last."""
+        self._passed_place = Place()
         self._held: deque[bytes] = deque()
         self._releasing = False
         """Whether the packets that were held behind a resume are being handled."""
@@ -184,6 +190,8 @@ class Server:
 
     def receive(self, data: bytes) -> None:
         """Take bytes of the debugger.  Raises a ``ProtocolError`` when the connection must be closed."""
+        if data[:2] == b"$m" and self._passes(data):
+            return
         for event in self._link.receive(data, self.now):
             if self.finished:
                 return
@@ -201,6 +209,37 @@ class Server:
                 self._replies.reply(b"E%02x" % EINVAL)
             elif isinstance(event, Notification):
                 raise RemoteProtocolError("a debugger sends no notifications")
+
+    def _passes(self, data: bytes) -> bool:
+        """Pass a read on as it came, if it is all that this session waits for; False: nothing was done."""
+        if (
+            self.waiting
+            or self.finished
+            or self._dismissed
+            or self._compress
+            or self._replies.is_pending
+            or not self._link.is_open
+        ):
+            return False
+        asked = read_asked(data)
+        if asked is None:
+            return False
+        address, length = asked
+        if not 0 < length <= LONGEST_READ:
+            return False
+        if not self._target.pass_read(self._thread(), address, length, data, self._passage):
+            return False
+        self._passed = ReadMemory(address, length)
+        self._passed_place = self._replies.reserve()
+        return True
+
+    def _passed_back(self, packet: bytes) -> None:
+        if not self.finished:
+            self._link.send_packet(packet, self.now)
+            self._replies.leave(self._passed_place)
+
+    def _not_passed(self, reply: bytes | TargetError) -> None:
+        self._answer(self._passed, self._passed_place, binascii.hexlify, as_data(reply))
 
     def take_output(self) -> bytes:
         """Return what to send to the debugger now."""

@@ -12,10 +12,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Final, NewType, Protocol, TypeVar
+from typing import TYPE_CHECKING, Final, NewType, Protocol, TypeVar
 
 from gdbstubs.errors import TargetError
 from gdbstubs.rights import Right
+
+if TYPE_CHECKING:
+    from gdbstubs.passage import Passage
 
 ThreadId = NewType("ThreadId", int)
 """A thread as the stub numbers it; on x86 QEMU's threads are processors, and 1 is the first."""
@@ -142,6 +145,9 @@ class Target(Protocol):
 
     def read_memory(self, thread: ThreadId, address: int, length: int, done: Reply[bytes]) -> None:
         """Read at most ``length`` bytes; fewer where the rest is not mapped, an error where nothing is."""
+
+    def pass_read(self, thread: ThreadId, address: int, length: int, packet: bytes, passage: Passage) -> bool:
+        """Pass a read on as the packet that it came in, if nothing between must see it; False: nothing was done."""
 
     def write_memory(self, thread: ThreadId, address: int, data: bytes, done: Reply[None]) -> None:
         """Write memory; after an error a part may have been written."""

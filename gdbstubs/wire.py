@@ -170,19 +170,26 @@ class Framer:
     """Finds packets in a stream of bytes; the module's text says how.
 
     ``limit`` is the longest payload accepted, in bytes as they stand on the wire and, with ``runs``, after
-    expansion.  ``runs`` is for the side that receives replies: requests are never run-length encoded.
+    expansion.  ``runs`` is for the side that receives replies: requests are never run-length encoded.  With ``framed``
+    packets are returned with their frame, ``$payload#cc``, for whoever passes them on.
     """
 
-    __slots__ = ("_kept", "_searched", "_skipping", "limit", "noise", "runs")
+    __slots__ = ("_framed", "_kept", "_searched", "_skipping", "limit", "noise", "runs")
 
-    def __init__(self, limit: int, *, runs: bool = False) -> None:
+    def __init__(self, limit: int, *, runs: bool = False, framed: bool = False) -> None:
         self.limit = limit
         self.runs = runs
+        self._framed = framed
         self.noise = 0
         """How many bytes were neither packets nor control bytes."""
         self._kept = bytearray()
         self._searched = 0
         self._skipping = False
+
+    @property
+    def is_between(self) -> bool:
+        """Whether the stream stands between packets."""
+        return not self._kept and not self._skipping
 
     def feed(self, data: bytes) -> list[Event]:
         """Take the next bytes of the stream and return the events that they complete."""
@@ -229,7 +236,7 @@ class Framer:
                 if self.runs and b"*" in payload:
                     self._expand(payload, events)
                 else:
-                    events.append(payload)
+                    events.append(data[position : end + 3] if self._framed else payload)
                 position = end + 3
             else:
                 events.append(Control.DAMAGED)
@@ -242,7 +249,8 @@ class Framer:
 
     def _expand(self, payload: bytes, events: list[Event]) -> None:
         try:
-            events.append(expand_run_length(payload, self.limit))
+            expanded = expand_run_length(payload, self.limit)
+            events.append(frame(expanded) if self._framed else expanded)
         except RemoteProtocolError:
             events.append(Control.DAMAGED)
 

@@ -48,6 +48,7 @@ from kbridge.errors import GuestError, KbridgeError, RecordError
 from kbridge.hypervisors.interface import Machine, MachineEvent, RunState
 from kbridge.peers import uid_of, user_of
 from kbridge.transports.endpoints import Endpoint, Unix
+from kbridge.transports.stream_poller import StreamPoller
 from kbridge.transports.streams import Listener, SocketAccess, Stream, connect
 
 LEAVE_SECONDS: Final = 20.0
@@ -95,6 +96,7 @@ class Relay:
         tap: Tap | None = None,
     ) -> None:
         self._reactor = reactor
+        self._now: Callable[[], float] = reactor.seconds
         self._guest = guest
         self._endpoint = stub
         self._machine = machine
@@ -111,12 +113,16 @@ class Relay:
             monitor=lambda session, command, done: monitor(session, command, self._answering(done)),
             resume_on_leave=resume_on_leave,
         )
+        self._poller = StreamPoller(reactor, self._settle)
         self._stub: Stream | None = None
         self._streams: dict[SessionId, Stream] = {}
         self._names: dict[SessionId, str] = {}
         self._listeners: list[Listener] = []
         self._executing = False
+        self._is_settled = True
+        """Whether all inputs have been acted on."""
         self._timer: IDelayedCall | None = None
+        self._rings_at = 0.0
         self._last_session = 0
         self._recovery: Journal | None = None
         self._recovering = False
@@ -166,10 +172,13 @@ class Relay:
                     error=error,
                 )
         self._unsubscribe()
-        if self._timer is not None and self._timer.active():
+        if self._timer is not None:
             self._timer.cancel()
-        if self._stub is not None:
-            self._stub.abort("the relay stops")
+            self._timer = None
+        streams = [*self._streams.values(), *([] if self._stub is None else [self._stub])]
+        for stream in streams:
+            stream.abort("the relay stops")
+        self._poller.close()
 
     @property
     def sessions(self) -> tuple[SessionView, ...]:
@@ -218,7 +227,7 @@ class Relay:
             return
         self._names[number] = name
         self._streams[number] = Stream(
-            self._reactor,
+            self._poller,
             connection,
             lambda data: self._session_data(number, data),
             lambda reason: self._session_lost(number),
@@ -235,7 +244,15 @@ class Relay:
     def _session_data(self, number: SessionId, data: bytes) -> None:
         if self._tap is not None:
             self._tap(self._names[number], False, data)
-        self._exchange.session_data(number, data, self._now())
+        self._is_settled = False
+        self._exchange.session_input(number, data, self._now())
+
+    def _settle(self) -> None:
+        """Send what a round of inputs has led to: the requests of several sessions in one piece."""
+        if self._is_settled:
+            return
+        self._is_settled = True
+        self._exchange.flush(self._now())
         self._execute()
 
     def _session_lost(self, number: SessionId) -> None:
@@ -278,9 +295,6 @@ class Relay:
             self._execute()
 
     # -- effects --------------------------------------------------------------------------------------------
-
-    def _now(self) -> float:
-        return float(self._reactor.seconds())
 
     def _execute(self) -> None:
         """Carry out what the exchange asks for; effects of effects are carried out by the outermost call."""
@@ -370,7 +384,7 @@ class Relay:
             return
         self._recovering = False
         self._recovery = None
-        self._stub = Stream(self._reactor, connection, self._stub_data, self._stub_lost)
+        self._stub = Stream(self._poller, connection, self._stub_data, self._stub_lost)
         self._exchange.stub_connected(self._now(), running=running)
         self._execute()
 
@@ -423,10 +437,10 @@ class Relay:
         return await connect(self._reactor, self._endpoint)
 
     def _stub_data(self, data: bytes) -> None:
-        if self._tap is not None:
-            self._tap("stub", False, data)
-        self._exchange.stub_data(data, self._now())
-        self._execute()
+        if self._exchange.stub_input(data, self._now()):
+            self._is_settled = False
+            if self._tap is not None:
+                self._tap("stub", False, data)
 
     def _stub_lost(self, reason: str) -> None:
         self._stub = None
@@ -513,11 +527,11 @@ class Relay:
         deadline = self._exchange.deadline
         if deadline is None:
             return
-        timer = self._timer
-        if timer is not None and timer.active():
-            if timer.getTime() <= deadline:
+        if self._timer is not None:
+            if self._rings_at <= deadline:
                 return
-            timer.cancel()
+            self._timer.cancel()
+        self._rings_at = deadline
         self._timer = self._reactor.callLater(max(0.0, deadline - self._now()), self._ring)
 
     def _ring(self) -> None:

@@ -39,6 +39,9 @@ class Described(PlainTarget):
         translation = Translation(KGDB_X86_64, X86_64)
         self._do(("p", thread, number), done, X86_64.numbers[number].of(translation.translate(TEXT)))
 
+    def pass_read(self, thread: ThreadId, address: int, length: int, packet: bytes, passage: Any) -> bool:
+        return False
+
     def read_description(self, annex: str, done: Any) -> None:
         self._do(("description", annex), done, X86_64.document if annex == "target.xml" else None)
 

@@ -34,7 +34,7 @@ CONNECT_SECONDS: Final = 5.0
 
 @implementer(IReadWriteDescriptor)
 class Stream:
-    """One connected stream socket.
+    """One connected stream socket, watched by the reactor or by a ``StreamPoller``.
 
     ``received`` is called with what arrives, ``lost`` once with the reason when the connection is gone, by
     whomever it was closed.

@@ -28,7 +28,7 @@ from pathlib import Path
 
 from gdbstubs.wire import Framer, frame
 
-REQUEST = b"mfffffff0,40"
+REQUEST = b"mffffffc0,40"
 OWN = {
     "threads": b"qfThreadInfo",
     "features": b"qXfer:features:read:target.xml:0,100",

@@ -87,6 +87,9 @@ class TinyMachine(PlainTarget):
         else:
             super().read_memory(thread, address, length, done)
 
+    def pass_read(self, thread: ThreadId, address: int, length: int, packet: bytes, passage: Any) -> bool:
+        return False
+
     def read_description(self, annex: str, done: Any) -> None:
         self._do(("description", annex), done, _DESCRIPTION.encode() if annex == "target.xml" else None)
 

@@ -101,6 +101,9 @@ class PlainTarget:
     def is_alive(self, thread: ThreadId, done: Any) -> None:
         self._do(("T", thread), done, any(one.id == thread for one in self.threads))
 
+    def pass_read(self, thread: ThreadId, address: int, length: int, packet: bytes, passage: Any) -> bool:
+        return False
+
     def read_description(self, annex: str, done: Any) -> None:
         self._do(("description", annex), done, DESCRIPTION if annex == "target.xml" else None)
 
