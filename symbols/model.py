@@ -1,0 +1,52 @@
+"""The values that readers of symbols speak in.
+
+An address is as linked unless its name says otherwise; whoever shows it adds the slide.  Per-CPU and absolute
+symbols never slide.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NewType
+
+BuildId = NewType("BuildId", str)
+"""A build-id, lower-case hexadecimal: the bytes of the note with owner ``GNU`` and type 3, as linkers write it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A section of an ELF file (System V ABI, chapter 4); ``offset`` and ``size`` in bytes of the file."""
+
+    name: str
+    kind: int
+    flags: int
+    address: int
+    offset: int
+    size: int
+    link: int
+    info: int
+    alignment: int
+    entry_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleSection:
+    """Where a section of a loaded module is."""
+
+    name: str
+    address: int
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    """A module in guest memory."""
+
+    name: str
+    address: int
+    """Of its ``struct module``."""
+    base: int
+    """Where its code begins."""
+    size: int
+    sections: tuple[ModuleSection, ...]
+    build_id: BuildId | None
+    """Where the kernel keeps it (CONFIG_STACKTRACE_BUILD_ID)."""
