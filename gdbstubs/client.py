@@ -707,6 +707,9 @@ class StubClient:
 
         self._ask(b"z" + _breakpoint_text(breakpoint_), answer)
 
+    def forget_breakpoints(self) -> None:
+        """Do nothing: what stands in the stub is removed by those who share it."""
+
     def resume(self, actions: tuple[Action, ...], done: Reply[Stop]) -> None:
         """Let the target run, after everything asked before was answered."""
         if (refusal := self._refusal()) is not None:

@@ -162,6 +162,22 @@ def _transfer(request: requests.Transfer) -> str:
     return f"read {request.kind}{annex}: {counted(request.length, 'byte')} from {request.offset} on"
 
 
+def _file(request: requests.FileRequest) -> str:
+    match request:
+        case requests.OpenFile(name):
+            return f"open file {name[:MOST_TEXT]}"
+        case requests.ReadFile(descriptor, length, offset):
+            return f"read {counted(length, 'byte')} from {offset} on of file {descriptor}"
+        case requests.StatFile(descriptor):
+            return f"how large is file {descriptor}?"
+        case requests.CloseFile(descriptor):
+            return f"close file {descriptor}"
+        case requests.SelectFiles():
+            return "whose files?"
+        case requests.OtherFile(changes):
+            return "change a file" if changes else "where does a link lead?"
+
+
 def _search(request: requests.SearchMemory) -> str:
     pattern = counted(len(request.pattern), "byte")
     return f"search {counted(request.length, 'byte')} at {request.address:x} for {pattern}"
@@ -221,6 +237,12 @@ _REQUESTS: Final[dict[type, _Known]] = {
     requests.CurrentThread: _row("which thread stopped?", replies.current),
     requests.WasAttached: _row("was the target there before?", replies.attached),
     requests.Transfer: _row(_transfer, replies.piece),
+    requests.OpenFile: _row(_file, replies.file),
+    requests.ReadFile: _row(_file, replies.file),
+    requests.StatFile: _row(_file, replies.file),
+    requests.CloseFile: _row(_file, replies.file),
+    requests.SelectFiles: _row(_file, replies.file),
+    requests.OtherFile: _row(_file, replies.file),
     requests.OffersSymbols: _row("offers to look up symbols", replies.symbols),
     requests.Monitor: _row(lambda one: f"monitor {one.command[:MOST_TEXT]}", replies.hex_text),
 }

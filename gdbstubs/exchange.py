@@ -23,7 +23,7 @@ from gdbstubs.errors import LinkFailed, RemoteProtocolError
 from gdbstubs.seat import Seat
 from gdbstubs.server import Server
 from gdbstubs.sharing import MachineStatus, Sharing
-from gdbstubs.target import Breakpoint
+from gdbstubs.target import Breakpoint, Reply, ThreadId
 
 MOST_SESSIONS: Final = 64
 
@@ -71,7 +71,7 @@ class Exchange:
     """One guest's debugging, without I/O; the module's text says how.
 
     ``monitor`` answers the ``monitor`` commands that are the shell's: it gets the session's name, the command and
-    what to call, once, with the answer.
+    what to call, once, with the answer.  ``library``, too: it gets the session's name and what ``Library`` gets.
     """
 
     def __init__(
@@ -80,12 +80,14 @@ class Exchange:
         dialect: Dialect,
         *,
         monitor: Callable[[str, str, Callable[[str], None]], None],
+        library: Callable[[str, str, str, Callable[[bytes | None], None]], None] | None = None,
         resume_on_leave: bool = True,
     ) -> None:
         self.effects: list[Effect] = []
         self.client = StubClient(dialect, self.announce, lambda: self.effects.append(BreakIn()))
         self.sharing = Sharing(guest, self.client, self.effects.append, resume_on_leave=resume_on_leave)
         self._monitor = monitor
+        self._library = library
         self._sessions: dict[SessionId, _Session] = {}
 
     # -- debuggers ------------------------------------------------------------------------------------------
@@ -123,7 +125,8 @@ class Exchange:
             observes=observes,
             admin=admin,
         )
-        server = Server(seat, monitor)
+        library = self._library
+        server = Server(seat, monitor, library=None if library is None else partial(library, name))
         server.on_forbidden = partial(self.sharing.forbidden, seat)
         server.now = now
         self._sessions[number] = _Session(name, server, seat)
@@ -191,6 +194,15 @@ class Exchange:
         """Clean up what a predecessor left in the stub; False when somebody is attached already."""
         self.client.now = now
         return self.sharing.recover(breakpoints)
+
+    def read_memory(self, address: int, length: int, done: Reply[bytes], now: float) -> None:
+        """Read virtual memory at the present stop, as the processor that stopped sees it; ``flush`` sends it.
+
+        For whoever owns this exchange; answers with an error while the guest runs, or where no debugger is attached.
+        """
+        self.client.now = now
+        thread = max(self.sharing.stops.thread or ThreadId(1), ThreadId(1))
+        self.sharing.pages.read(thread, address, length, done)
 
     def _break_off(self, session: _Session, why: str) -> None:
         self.effects.append(Report("debugger.protocol_error", {"session": session.name, "why": why}))

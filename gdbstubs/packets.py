@@ -18,6 +18,7 @@ from typing import Final
 
 from gdbstubs.requests import (
     ChecksumMemory,
+    CloseFile,
     CurrentThread,
     DescribeHost,
     DescribeProcess,
@@ -31,6 +32,9 @@ from gdbstubs.requests import (
     Monitor,
     NonStop,
     OffersSymbols,
+    OpenFile,
+    OtherFile,
+    ReadFile,
     ReadMemory,
     ReadRegister,
     ReadRegisters,
@@ -38,8 +42,10 @@ from gdbstubs.requests import (
     Request,
     Resume,
     SearchMemory,
+    SelectFiles,
     SelectThread,
     StartNoAck,
+    StatFile,
     Supported,
     ThreadExtra,
     Transfer,
@@ -235,6 +241,39 @@ def _transfer(arguments: bytes) -> Request:
     return Transfer(kind.decode("ascii"), annex.decode("latin-1"), int(offset, 16), int(length, 16))
 
 
+_LONGEST_FILE_NAME: Final = 4096
+_FILE_OPERATION: Final = re.compile(rb":([a-z]+):(.*)", re.DOTALL)
+
+
+def _file(arguments: bytes) -> Request:
+    match = _FILE_OPERATION.fullmatch(arguments)
+    if match is None:
+        raise Malformed("an operation is wanted")
+    operation, rest = match.groups()
+    fields = rest.split(b",")
+    match operation, len(fields):
+        case b"open", 3:
+            name = _hex_bytes(fields[0])
+            if len(name) > _LONGEST_FILE_NAME:
+                raise Malformed(f"a file's name of {len(name)} bytes")
+            return OpenFile(name.decode("utf-8", "replace"), parse_number(fields[1]))
+        case b"pread", 3:
+            return ReadFile(*(parse_number(field) for field in fields))
+        case b"fstat", 1:
+            return StatFile(parse_number(rest))
+        case b"close", 1:
+            return CloseFile(parse_number(rest))
+        case b"setfs", 1:
+            parse_number(rest)
+            return SelectFiles()
+        case b"readlink", _:
+            return OtherFile(changes=False)
+        case ((b"pwrite" | b"unlink"), _):
+            return OtherFile(changes=True)
+        case _:
+            raise Malformed(f"file operation {operation[:20]!r} with {len(fields)} arguments is unknown")
+
+
 def _monitor(arguments: bytes) -> Request:
     return Monitor(_hex_bytes(arguments[1:]).decode("utf-8", "replace"))
 
@@ -329,6 +368,7 @@ NAMES: Final[dict[bytes, Row]] = {
     b"qsThreadInfo": _bare(ListThreads(first=False)),
     b"vCont": Row(Resume, _resume_each),
     b"vCont?": _bare(WhichResumes()),
+    b"vFile": Row(OpenFile, _file),
     b"vKill": _loose(KillProcess()),
 }
 """Packets known by a name, which ends at the first ``:``, ``;`` or ``,``."""

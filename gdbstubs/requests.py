@@ -207,6 +207,52 @@ class Transfer:
 
 
 @dataclass(frozen=True, slots=True)
+class OpenFile:
+    """``vFile:open:2f6b,0,0``: open a file; flags as the protocol numbers them, 0 being "to read"."""
+
+    name: str
+    flags: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReadFile:
+    """``vFile:pread:3,1000,0``: read from an offset, both in bytes."""
+
+    descriptor: int
+    length: int
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class StatFile:
+    """``vFile:fstat:3``: size and kind of an open file."""
+
+    descriptor: int
+
+
+@dataclass(frozen=True, slots=True)
+class CloseFile:
+    """``vFile:close:3``."""
+
+    descriptor: int
+
+
+@dataclass(frozen=True, slots=True)
+class SelectFiles:
+    """``vFile:setfs:0``: whose files are meant; there is one set only."""
+
+
+@dataclass(frozen=True, slots=True)
+class OtherFile:
+    """``vFile:unlink``, ``readlink``, ``pwrite``: files are served to be read, and there are no links."""
+
+    changes: bool
+
+
+FileRequest = OpenFile | ReadFile | StatFile | CloseFile | SelectFiles | OtherFile
+
+
+@dataclass(frozen=True, slots=True)
 class OffersSymbols:
     """``qSymbol::``: the debugger can look symbols up; none are wanted."""
 
@@ -248,6 +294,12 @@ Request = (
     | CurrentThread
     | WasAttached
     | Transfer
+    | OpenFile
+    | ReadFile
+    | StatFile
+    | CloseFile
+    | SelectFiles
+    | OtherFile
     | OffersSymbols
     | Monitor
 )

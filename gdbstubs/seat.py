@@ -303,6 +303,10 @@ class Seat:
 
         self._when_here(remove, done)
 
+    def forget_breakpoints(self) -> None:
+        """Want none of them any more: they go with the next resume."""
+        self._wanted.clear()
+
     def resume(self, actions: tuple[Action, ...], done: Reply[Stop]) -> None:
         """Let the guest run until its next stop; for an observer, wait for that."""
 

@@ -21,6 +21,8 @@ from typing import Any, Final
 from gdbstubs import objects
 from gdbstubs.encoding import encode_bare, encode_ok, encode_prefixed, stop_reply
 from gdbstubs.errors import EBUSY, EINVAL, ENOENT, ESRCH, LinkFailed, RemoteProtocolError, TargetError
+from gdbstubs.files import Files
+from gdbstubs.following import Follower
 from gdbstubs.link import Link
 from gdbstubs.ordering import Place, Replies
 from gdbstubs.packets import Malformed, find, format_thread, parse
@@ -28,11 +30,13 @@ from gdbstubs.passage import Passage, read_asked
 from gdbstubs.replies import as_data
 from gdbstubs.requests import (
     ChecksumMemory,
+    CloseFile,
     CurrentThread,
     DescribeHost,
     DescribeProcess,
     Detach,
     EnableErrorStrings,
+    FileRequest,
     Insert,
     IsAlive,
     Kill,
@@ -41,6 +45,9 @@ from gdbstubs.requests import (
     Monitor,
     NonStop,
     OffersSymbols,
+    OpenFile,
+    OtherFile,
+    ReadFile,
     ReadMemory,
     ReadRegister,
     ReadRegisters,
@@ -48,8 +55,10 @@ from gdbstubs.requests import (
     Request,
     Resume,
     SearchMemory,
+    SelectFiles,
     SelectThread,
     StartNoAck,
+    StatFile,
     Supported,
     ThreadExtra,
     Transfer,
@@ -89,6 +98,14 @@ from gdbstubs.words import (
     refused_stop,
 )
 
+Library = Callable[[str, str, Callable[[bytes | None], None]], None]
+"""Gives what a debugger reads beside the target, by kind and name, now or later, once; None where there is none.
+
+``exec-file``: the name of the main file.  ``libraries``: the document that lists them.  ``file``: a file by its name.
+``changes``: what to read again since this session was given it, as in stop replies and with blanks between:
+``exec:2f6b library:``.
+"""
+
 PACKET_SIZE: Final = 0x20000
 """What gdb is offered: it reads up to half of it at once; larger sizes make it ask for what it throws away."""
 LONGEST_READ: Final = PACKET_SIZE // 2
@@ -103,12 +120,18 @@ _SERVED: Final = (
 class Server:
     """One debugger's session; the module's text says how.
 
-    ``monitor`` is given the text of a ``monitor`` command and what to call, once, with the answer.  ``compress``
-    run-length encodes replies, which pays on slow links only.
+    ``monitor`` is given the text of a ``monitor`` command and what to call, once, with the answer; ``library`` is asked
+    for what the debugger reads beside the target: see ``Library``.  ``compress`` run-length encodes replies, which pays
+    on slow links only.
     """
 
     def __init__(
-        self, target: Target, monitor: Callable[[str, Callable[[str], None]], None], *, compress: bool = False
+        self,
+        target: Target,
+        monitor: Callable[[str, Callable[[str], None]], None],
+        *,
+        library: Library | None = None,
+        compress: bool = False,
     ) -> None:
         self.now = 0.0
         self.finished = False
@@ -123,6 +146,9 @@ class Server:
         """How many packets had no row in the table."""
         self._target = target
         self._monitor = monitor
+        self._library = library
+        self._files = None if library is None else Files(partial(library, "file"), LONGEST_READ)
+        self._follower = Follower()
         self._compress = compress
         self._link = Link(PACKET_SIZE, window=64)
         self.output = self._link.output
@@ -161,12 +187,18 @@ class Server:
             EnableErrorStrings: self._enable_error_strings,
             Insert: self._insert,
             IsAlive: self._is_alive,
+            CloseFile: self._do_file,
             Kill: self._kill,
             KillProcess: self._kill_process,
             ListThreads: self._list_threads,
             Monitor: self._monitor_command,
             NonStop: self._non_stop,
             OffersSymbols: self._offers_symbols,
+            OpenFile: self._do_file,
+            OtherFile: self._do_file,
+            ReadFile: self._do_file,
+            SelectFiles: self._do_file,
+            StatFile: self._do_file,
             ReadMemory: self._read_memory,
             ReadRegister: self._read_register,
             ReadRegisters: self._read_registers,
@@ -362,6 +394,8 @@ class Server:
             self._prefixes_binary = self._debugger is not Debugger.LLDB
             if self._prefixes_binary:
                 features += b";binary-upload+"
+            if self._library is not None and self._debugger is not Debugger.LLDB:
+                features += b";qXfer:exec-file:read+;qXfer:libraries:read+"
             if self._target.reverses:
                 features += b";ReverseStep+;ReverseContinue+"
             self._fill(place, features)
@@ -523,8 +557,18 @@ class Server:
                 self._target.list_threads(
                     lambda result: arrived(objects.threads_xml(self._threads_or_known(_LISTS, result)))
                 )
+            case "exec-file" | "libraries" if self._library is not None:
+                self._follower.follows = True
+                self._library(request.kind, request.annex, arrived)
             case _:
                 self._fill(place, b"")
+
+    def _do_file(self, request: FileRequest) -> None:
+        place = self._replies.reserve()
+        if self._files is None:
+            self._fill(place, b"")
+        else:
+            self._files.do(request, partial(self._fill, place))
 
     # -- registers, memory, breakpoints ---------------------------------------------------------------------
 
@@ -654,6 +698,10 @@ class Server:
             actions = (Action(Motion.CONTINUE),)
         self.waiting = True
         self._object = None
+        if self._follower.is_telling:
+            # The debugger has read what it was told to.  What it resumes stands still, at a stop not told yet.
+            self._follow()
+            return
         self._general = ANY_THREAD
         # From here on the debugger listens: it need not wait for the stop to learn what it missed.
         self._tell()
@@ -666,6 +714,44 @@ class Server:
     def _stop_arrived(self, stop: Stop | TargetError) -> None:
         if self.finished or not self.waiting:
             return
+        if isinstance(stop, Ended):
+            self._follower.forget()
+        elif (
+            self._library is not None
+            and self._follower.follows
+            and not self._steps
+            and isinstance(stop, Halted)
+        ):
+            self._follower.withhold(stop)
+            self._library("changes", "", partial(self._changes_known, stop))
+            return
+        self._deliver(stop)
+
+    def _changes_known(self, stop: Halted, changes: bytes | None) -> None:
+        if self.finished or self._follower.stop is not stop:
+            return
+        self._follower.must_read(tuple((changes or b"").split()))
+        try:
+            self._follow()
+        except LinkFailed as error:
+            self._fail(error)
+
+    def _follow(self) -> None:
+        """Tell the debugger the next thing that it must read again, or at last the stop itself."""
+        stop = self._follower.stop
+        assert stop is not None, "changes belong to a stop"
+        change = self._follower.next_change()
+        if change is None:
+            self._deliver(self._follower.release())
+            return
+        if change.startswith(b"exec:"):
+            self._target.forget_breakpoints()
+        self._tell()
+        thread = self._thread() if stop.thread in (None, ALL_THREADS) else stop.thread
+        self._hand_over(b"T05thread:%s;%s;" % (format_thread(thread or ThreadId(1)), change))
+
+    def _deliver(self, stop: Stop | TargetError) -> None:
+        """Answer the resume under way."""
         self._tell()
         if isinstance(stop, TargetError):
             words, stop = refused_stop(stop, self._stopped_thread)
@@ -675,11 +761,15 @@ class Server:
             self._replies.append(console_output(stop.words))
         if stop.signal != SIGINT:
             self._repeats_step = False
-        self.waiting = False
         self._note(stop)
-        self._replies.append(stop_reply(stop, self._features))
         if isinstance(stop, Ended):
             self.finished = True
+        self._hand_over(stop_reply(stop, self._features))
+
+    def _hand_over(self, reply: bytes) -> None:
+        """End the debugger's waiting, and do what it asked for meanwhile."""
+        self.waiting = False
+        self._replies.append(reply)
         if self._releasing:
             return
         # A resume among them may be answered at once: it must not take out the rest within itself.

@@ -158,6 +158,9 @@ class Target(Protocol):
     def remove(self, breakpoint_: Breakpoint, done: Reply[None]) -> None:
         """Remove a breakpoint or watchpoint; removing one that does not stand is no error."""
 
+    def forget_breakpoints(self) -> None:
+        """Take note that the debugger has forgotten what it inserted, as gdb does at ``exec``."""
+
     def resume(self, actions: tuple[Action, ...], done: Reply[Stop]) -> None:
         """Let the target run; answers when it stands still again, which may take for ever."""
 

@@ -19,6 +19,7 @@ from gdbstubs.requests import (
     KillProcess,
     Monitor,
     NonStop,
+    OpenFile,
     ReadMemory,
     ReadRegister,
     ReadRegisters,
@@ -88,6 +89,9 @@ def refuse(debugger: Debugger, refused: Request | type[Request], error: TargetEr
     number = b"E%02x" % (error.errno & 0xFF)
     if kind is Monitor:
         return Refusal((console_output(str(error)), b"OK"))
+    if kind is OpenFile:
+        # The arguments of a file operation; an error without ``F`` is none to gdb.
+        return Refusal((b"F-1,16",), error.words)
     if kind is ThreadExtra:
         # gdb shows what else it gets, a number too, as what is said of the thread.
         return Refusal((b"",), error.words)

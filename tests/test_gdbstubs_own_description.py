@@ -42,6 +42,9 @@ class Described(PlainTarget):
     def pass_read(self, thread: ThreadId, address: int, length: int, packet: bytes, passage: Any) -> bool:
         return False
 
+    def forget_breakpoints(self) -> None:
+        pass
+
     def read_description(self, annex: str, done: Any) -> None:
         self._do(("description", annex), done, X86_64.document if annex == "target.xml" else None)
 

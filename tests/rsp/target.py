@@ -104,6 +104,9 @@ class PlainTarget:
     def pass_read(self, thread: ThreadId, address: int, length: int, packet: bytes, passage: Any) -> bool:
         return False
 
+    def forget_breakpoints(self) -> None:
+        pass
+
     def read_description(self, annex: str, done: Any) -> None:
         self._do(("description", annex), done, DESCRIPTION if annex == "target.xml" else None)
 
