@@ -97,6 +97,7 @@ class Daemon:
             runtime=runtime,
             state=relay.state_dir / "guests" / name,
             access=self._access,
+            debug_dirs=relay.debug_dirs,
         )
         self.guests[name] = guest
         guest.start()

@@ -8,7 +8,7 @@ Every part but the recorder is optional: what is absent is a capability that the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,6 +21,8 @@ from kbridge.breakin import BreakIn
 from kbridge.config import GuestConfig, OnLeave, StubDialect, StubKind
 from kbridge.console.pen import Pen
 from kbridge.console.recorder import Recorder
+from kbridge.debuginfo.finders import Finder
+from kbridge.debuginfo.objects import DebuggerObjects
 from kbridge.errors import GuestError, KbridgeError, LineError
 from kbridge.hypervisors.interface import Machine, MachineEvent
 from kbridge.hypervisors.qemu import QemuMachine
@@ -54,10 +56,12 @@ class Guest:
         runtime: Path,
         state: Path,
         access: SocketAccess,
+        debug_dirs: Sequence[Path] = (),
     ) -> None:
         self.name = name
         self.config = config
         self.runtime = runtime
+        self._debug_dirs = tuple(debug_dirs)
         self.access = access
         self._reactor = reactor
         self._poller = poller
@@ -100,6 +104,7 @@ class Guest:
             dialect=_DIALECTS[self.config.dialect],
             break_in=self._ways_in(),
             tap=None if self.packets is None else self.packets.tap,
+            finder=Finder(self.config.vmlinux, (*self.config.debug_dirs, *self._debug_dirs)),
         )
 
     def _ways_in(self) -> BreakIn | None:
@@ -256,6 +261,10 @@ class Guest:
                 done(self._console_tail(int(count[:6])))
             case ["sysrq", key] if len(key) == 1:
                 self._monitor_sysrq(session, key, done)
+            case ["symbols"]:
+                self._describe(lambda objects: objects.describe(), done)
+            case ["modules"]:
+                self._describe(lambda objects: objects.describe_modules(), done)
             case ["help"]:
                 done(_MONITOR_HELP)
             case [first, *_]:
@@ -269,6 +278,15 @@ class Guest:
         data = ring.read(max(ring.oldest, ring.head - _TAIL_BYTES), _TAIL_BYTES) or b""
         lines = data.decode("latin-1").replace("\r", "").split("\n")
         return "\n".join(lines[-count - 1 :]).rstrip("\n") + "\n"
+
+    def _describe(
+        self, ask: Callable[[DebuggerObjects], Coroutine[Any, Any, str]], done: Callable[[str], None]
+    ) -> None:
+        assert self.relay is not None
+        assert self.relay.objects is not None
+        Deferred.fromCoroutine(ask(self.relay.objects)).addCallback(done).addErrback(
+            lambda failure: self._log.failure("{guest}: a bug", failure, guest=self.name)
+        )
 
     def _monitor_sysrq(self, session: str, key: str, done: Callable[[str], None]) -> None:
         assert self.relay is not None
@@ -297,6 +315,8 @@ _TAIL_BYTES: Final = 65536
 _MONITOR_HELP: Final = """\
 monitor log [N]                the console's last lines
 monitor sysrq KEY              send BREAK and a SysRq key on the serial line
+monitor symbols                which kernel the guest runs, and where its symbols are from
+monitor modules                the loaded modules, with their addresses and files
 monitor info version           what is behind this stub
 The hypervisor's own monitor is not reachable from here: use `kbridge power` on the relay's host.
 """

@@ -25,6 +25,7 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
+from gdbstubs.client import State
 from gdbstubs.dialects import Dialect, InterruptBy
 from gdbstubs.effects import (
     BreakIn,
@@ -44,8 +45,11 @@ from gdbstubs.exchange import BreakpointView, Exchange, SessionView
 from gdbstubs.sharing import MachineStatus, Phase
 from kbridge import journal
 from kbridge.breakin import BreakIn as BreakInWays
+from kbridge.debuginfo.finders import Finder
+from kbridge.debuginfo.objects import DebuggerObjects
 from kbridge.errors import GuestError, KbridgeError, RecordError
 from kbridge.hypervisors.interface import Machine, MachineEvent, RunState
+from kbridge.memory.stops import StopMemory
 from kbridge.peers import uid_of, user_of
 from kbridge.transports.endpoints import Endpoint, Unix
 from kbridge.transports.stream_poller import StreamPoller
@@ -72,8 +76,8 @@ Tap = Callable[[str, bool, bytes], None]
 class Relay:
     """One guest's debug stub and those who use it; the module's text says how.
 
-    ``stub`` is the stub's endpoint; with ``start_stub`` it is a path at which the machine monitor is asked to
-    start the stub when it is first needed.
+    ``finder`` finds the files of the symbols that debuggers are served.  ``stub`` is the stub's endpoint; with
+    ``start_stub`` it is a path at which the machine monitor is asked to start the stub when it is first needed.
     """
 
     _log = Logger()
@@ -94,6 +98,7 @@ class Relay:
         dialect: Dialect,
         break_in: BreakInWays | None = None,
         tap: Tap | None = None,
+        finder: Finder | None = None,
     ) -> None:
         self._reactor = reactor
         self._now: Callable[[], float] = reactor.seconds
@@ -107,10 +112,19 @@ class Relay:
         self._journal_path = journal_path
         self._start_stub = start_stub
         self._stub_started = False
+        memory = StopMemory(
+            reactor,
+            lambda address, length, done: self._exchange.read_memory(address, length, done, self._now()),
+            self._settle_answers,
+            lambda: self._exchange.client.state is State.STOPPED,
+            machine,
+        )
+        self.objects = None if finder is None else DebuggerObjects(reactor, guest, memory, finder)
         self._exchange = Exchange(
             guest,
             replace(dialect, request_timeout=stub_timeout_seconds),
             monitor=lambda session, command, done: monitor(session, command, self._answering(done)),
+            library=None if self.objects is None else self._library,
             resume_on_leave=resume_on_leave,
         )
         self._poller = StreamPoller(reactor, self._settle)
@@ -207,11 +221,25 @@ class Relay:
 
         def answer(text: str) -> None:
             done(text)
-            if not self._executing:
-                self._exchange.flush(self._now())
-                self._execute()
+            self._settle_answers()
 
         return answer
+
+    def _library(self, session: str, kind: str, key: str, done: Callable[[bytes | None], None]) -> None:
+        """Answer what a debugger reads beside the guest, now or later."""
+        assert self.objects is not None
+
+        def answer(contents: bytes | None) -> None:
+            done(contents)
+            self._settle_answers()
+
+        self.objects.ask(session, kind, key, answer)
+
+    def _settle_answers(self) -> None:
+        """Send what was answered outside of an event."""
+        if not self._executing:
+            self._exchange.flush(self._now())
+            self._execute()
 
     def _accepted_observer(self, connection: socket.socket) -> None:
         self._accepted(connection, observes=True)

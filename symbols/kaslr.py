@@ -1,7 +1,11 @@
-"""Where KASLR put an x86-64 kernel, out of the guest's interrupt table.
+"""Where KASLR put an x86-64 kernel: ways to find it out of guest memory, each verified before it is believed.
 
-The table is at a fixed address (Documentation/arch/x86/x86_64/mm.rst: cpu_entry_area), and its entry 0 holds
-the address of ``asm_exc_divide_error`` as moved.  Early in boot another table is in use and nothing is there.
+The interrupt table is at a fixed address (Documentation/arch/x86/x86_64/mm.rst: cpu_entry_area), and its entry 0 holds
+the address of ``asm_exc_divide_error`` as moved.  Early in boot another table is in use and nothing is there.  A kernel
+that is mapped is also found by looking at each place where its build-id note may be: 512, in one batch.
+
+A slide is believed once the kernel's own build-id was read back at the place that it leads to: so nobody takes one
+kernel for another, nor the remains of one for the one that runs.
 
 A gate descriptor (Intel SDM volume 3, 6.14.1), 16 bytes, little-endian: offset 0..15, selector, IST, type and
 attributes, offset 16..31, offset 32..63, reserved.
@@ -10,9 +14,13 @@ attributes, offset 16..31, offset 32..63, reserved.
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
+from symbols.elf import build_id_of_notes
 from symbols.errors import SlideUnknown
+from symbols.model import BuildId
 from symbols.reads import Read, Search
 
 INTERRUPT_TABLE: Final = 0xFFFF_FE00_0000_0000
@@ -60,3 +68,58 @@ def slide(handler: int, symbol: int) -> int:
             "the file is not this kernel's"
         )
     return distance
+
+
+@dataclass(frozen=True, slots=True)
+class Linked:
+    """What a kernel's file says of where its parts are, for finding it in memory; addresses as linked."""
+
+    build_id: BuildId
+    notes: int
+    notes_size: int
+    divide_error: int | None
+    """Of ``asm_exc_divide_error``; None where the kernel has none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A kernel found in memory: the place of its file among those that were given, and by how much it was moved."""
+
+    index: int
+    slide: int
+    way: str
+
+
+def find(candidates: Sequence[Linked]) -> Search[Found]:
+    """Find which of these kernels is in memory, and where.  Raises ``SlideUnknown``.
+
+    The ways in their order: the interrupt table, every place in the gigabyte where a kernel may be put.
+    """
+    (gate,) = yield (Read(INTERRUPT_TABLE, _GATE.size),)
+    try:
+        handler = handler_of(gate)
+    except SlideUnknown:
+        handler = None
+    if handler is not None:
+        for index, linked in enumerate(candidates):
+            if linked.divide_error is None:
+                continue
+            try:
+                moved = slide(handler, linked.divide_error)
+            except SlideUnknown:
+                continue
+            if (yield from is_at(linked, moved)):
+                return Found(index, moved, "interrupt table")
+    for index, linked in enumerate(candidates):
+        places = range(0, MAX_SLIDE, ALIGNMENT)
+        notes = yield tuple(Read(linked.notes + moved, linked.notes_size) for moved in places)
+        for moved, data in zip(places, notes, strict=True):
+            if build_id_of_notes(data) == linked.build_id:
+                return Found(index, moved, "scan")
+    raise SlideUnknown("no kernel is in memory whose file is known")
+
+
+def is_at(linked: Linked, moved: int) -> Search[bool]:
+    """Tell whether this very kernel is in memory, moved by so much."""
+    (data,) = yield (Read(linked.notes + moved, linked.notes_size),)
+    return build_id_of_notes(data) == linked.build_id

@@ -21,16 +21,17 @@ from typing import TYPE_CHECKING, Final
 
 from symbols.elf import SHF_ALLOC, SHT_NOBITS, SHT_NOTE, SHT_SYMTAB, check_inside, sections
 from symbols.errors import NotAnElf
+from symbols.model import Section
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Collection, Sequence
 
     from symbols.elf import Image
-    from symbols.model import Section
 
 _HEADER: Final = struct.Struct("<16sHHIQQQIHHHHHH")
 _SECTION: Final = struct.Struct("<IIQQQQIIQQ")
 _IDENT: Final = b"\x7fELF\x02\x01\x01" + bytes(9)
+_ET_REL: Final = 1
 _ET_EXEC: Final = 2
 _EM_X86_64: Final = 62
 _SHT_STRTAB: Final = 3
@@ -40,6 +41,7 @@ _MOST_SYMBOLS: Final = 4 << 20
 _MOST_NOTE_BYTES: Final = 1 << 20
 _KINDS: Final = frozenset((0, 1, 2))
 """STT_NOTYPE, STT_OBJECT, STT_FUNC."""
+_MOST_BARE: Final = 16 << 20
 _PER_CPU: Final = ".data..percpu"
 _TABLES: Final = re.compile(rb"__k(?:sym|str|crc)tab|__crc_|\.L|__UNIQUE_ID")
 """How the names of symbols begin that no user asks for."""
@@ -55,59 +57,62 @@ class _Kept:
 
 def vmlinux_skeleton(image: Image, slide: int) -> bytes:
     """Return the skeleton of a linked kernel that was moved by ``slide`` bytes.  Raises ``NotAnElf``."""
+    found, table, names = _tables(image)
+    kept: list[_Kept] = []
+    numbers: dict[int, tuple[int, int]] = {_SHN_ABS: (_SHN_ABS, 0)}
+    for index, section in enumerate(found):
+        if not section.flags & SHF_ALLOC:
+            continue
+        if section.name == _PER_CPU and section.address == 0:
+            numbers[index] = _SHN_ABS, 0
+            kept.append(_Kept(replace(section, kind=SHT_NOBITS, flags=section.flags & ~SHF_ALLOC)))
+        else:
+            kept.append(_without_contents(image, section, section.address + slide))
+            numbers[index] = len(kept), slide
+    return _file(_ET_EXEC, kept, *_symbols(image, table, names, numbers))
 
-    def place(section: Section) -> int | None:
-        return None if section.name == _PER_CPU and section.address == 0 else section.address + slide
 
-    return _skeleton(image, place, slide=lambda _section: slide, relocatable=False)
+def module_skeleton(image: Image, addresses: Collection[str]) -> bytes:
+    """Return the skeleton of a module, a relocatable file like itself, with those of its sections that are in memory.
 
-
-def module_skeleton(image: Image, addresses: dict[str, int]) -> bytes:
-    """Return the skeleton of a module (a relocatable file) whose sections are at these addresses.
-
-    Sections that are not among them are left out, with their symbols.  Raises ``NotAnElf``.
+    Where they are is told beside it, in the list of libraries.  Raises ``NotAnElf``.
     """
-    return _skeleton(
-        image,
-        lambda section: addresses.get(section.name),
-        slide=lambda section: addresses.get(section.name, 0),
-        relocatable=True,
-    )
+    found, table, names = _tables(image)
+    kept: list[_Kept] = []
+    numbers: dict[int, tuple[int, int]] = {_SHN_ABS: (_SHN_ABS, 0)}
+    for index, section in enumerate(found):
+        if section.flags & SHF_ALLOC and section.name in addresses:
+            kept.append(_without_contents(image, section, 0))
+            numbers[index] = len(kept), 0
+    return _file(_ET_REL, kept, *_symbols(image, table, names, numbers))
 
 
-def _skeleton(
-    image: Image,
-    place: Callable[[Section], int | None],
-    *,
-    slide: Callable[[Section], int],
-    relocatable: bool,
-) -> bytes:
+def bare_module(addresses: dict[str, int], base: int, size: int) -> bytes:
+    """Return the skeleton of a module whose file nobody has: its sections, each up to the next, and no symbols."""
+    starts = sorted(addresses.items(), key=lambda item: item[1]) or [(".text", base)]
+    ends = [start for _, start in starts[1:]] + [max(base + size, starts[-1][1] + 1)]
+    kept = [
+        _Kept(Section(name, SHT_NOBITS, SHF_ALLOC, 0, 0, min(end - start, _MOST_BARE), 0, 0, 1, 0))
+        for (name, start), end in zip(starts, ends, strict=True)
+    ]
+    return _file(_ET_REL, kept, bytes(_SYMBOL_BYTES), b"\0", 1)
+
+
+def allocated(image: Image) -> tuple[str, ...]:
+    """Return the names of those sections of a skeleton that are in memory, in its order."""
+    return tuple(section.name for section in sections(image) if section.flags & SHF_ALLOC)
+
+
+def _tables(image: Image) -> tuple[tuple[Section, ...], Section, Section]:
+    """Return all sections, the table of symbols, and the one with their names."""
     found = sections(image)
     table = next((one for one in found if one.kind == SHT_SYMTAB), None)
     if table is None or table.entry_size != _SYMBOL_BYTES or table.link >= len(found):
         raise NotAnElf("it has no table of 64-bit symbols: it is stripped of its symbols")
-    kept: list[_Kept] = []
-    numbers: dict[int, int] = {}
-    """The index in the skeleton of each section that is kept; 0: its symbols become absolute."""
-    slides: dict[int, int] = {}
-    for index, section in enumerate(found):
-        if not section.flags & SHF_ALLOC:
-            continue
-        address = place(section)
-        if address is None:
-            if relocatable:
-                continue
-            numbers[index], slides[index] = _SHN_ABS, 0
-            kept.append(_Kept(replace(section, kind=SHT_NOBITS, flags=section.flags & ~SHF_ALLOC)))
-            continue
-        numbers[index], slides[index] = len(kept) + 1, slide(section)
-        kept.append(_moved(image, section, address))
-    numbers[_SHN_ABS], slides[_SHN_ABS] = _SHN_ABS, 0
-    symbols, strings, locals_ = _symbols(image, table, found[table.link], numbers, slides)
-    return _file(kept, symbols, strings, locals_)
+    return found, table, found[table.link]
 
 
-def _moved(image: Image, section: Section, address: int) -> _Kept:
+def _without_contents(image: Image, section: Section, address: int) -> _Kept:
     moved = replace(section, address=address)
     if section.kind == SHT_NOTE and section.size <= _MOST_NOTE_BYTES:
         check_inside(image, section)
@@ -116,10 +121,11 @@ def _moved(image: Image, section: Section, address: int) -> _Kept:
 
 
 def _symbols(
-    image: Image, table: Section, names: Section, numbers: dict[int, int], slides: dict[int, int]
+    image: Image, table: Section, names: Section, numbers: dict[int, tuple[int, int]]
 ) -> tuple[bytes, bytes, int]:
     """Return the symbols to keep, their names, and how many of them are local, the first (of no name) too.
 
+    ``numbers``: for each section whose symbols are kept its number in the skeleton, and by how much they are moved.
     An entry is three 64-bit words, little-endian: name (32 bits), info and other (8 each), section (16); value; size.
     """
     check_inside(image, table)
@@ -136,8 +142,8 @@ def _symbols(
     out = array("Q", (0, 0, 0))
     locals_ = 1
     for first, value, size in zip(words[0::3], words[1::3], words[2::3], strict=True):
-        number = numbers.get(first >> 48)
-        if number is None or first >> 32 & 15 not in _KINDS:
+        moved = numbers.get(first >> 48)
+        if moved is None or first >> 32 & 15 not in _KINDS:
             continue
         start = first & 0xFFFFFFFF
         if unwanted(text, start):
@@ -145,7 +151,8 @@ def _symbols(
         end = find(b"\0", start)
         if end <= start:
             continue
-        out.extend((at | first & 0x0000FFFF_00000000 | number << 48, value + slides[first >> 48] & _WORD, size))
+        number, slide = moved
+        out.extend((at | first & 0x0000FFFF_00000000 | number << 48, value + slide & _WORD, size))
         if not first >> 36 & 15:
             locals_ += 1
         strings.append(text[start:end])
@@ -157,7 +164,7 @@ def _symbols(
 _WORD: Final = (1 << 64) - 1
 
 
-def _file(kept: Sequence[_Kept], symbols: bytes, strings: bytes, locals_: int) -> bytes:
+def _file(kind: int, kept: Sequence[_Kept], symbols: bytes, strings: bytes, locals_: int) -> bytes:
     """Put a file together: header, contents, symbols, names, section headers."""
     names = bytearray(b"\0")
     headers: list[tuple[int, ...]] = [(0,) * 10]
@@ -180,10 +187,8 @@ def _file(kept: Sequence[_Kept], symbols: bytes, strings: bytes, locals_: int) -
     for one in kept:
         section = one.section
         offset = add(one.contents) if one.contents else at
-        headers.append(
-            (named(section.name), section.kind, section.flags, section.address, offset, section.size, 0, 0)
-            + (section.alignment, 0)
-        )
+        place = section.address, offset, section.size
+        headers.append((named(section.name), section.kind, section.flags, *place, 0, 0, section.alignment, 0))
     table = len(headers)
     headers.append(
         (named(".symtab"), SHT_SYMTAB, 0, 0, add(symbols), len(symbols), table + 1, locals_, 8, _SYMBOL_BYTES)
@@ -193,7 +198,7 @@ def _file(kept: Sequence[_Kept], symbols: bytes, strings: bytes, locals_: int) -
     headers.append((name, _SHT_STRTAB, 0, 0, add(bytes(names)), len(names), 0, 0, 1, 0))
     start = add(b"".join(_SECTION.pack(*header) for header in headers))
     header = _HEADER.pack(
-        _IDENT, _ET_EXEC, _EM_X86_64, 1, 0, 0, start, 0, _HEADER.size, 0, 0, _SECTION.size, len(headers),
+        _IDENT, kind, _EM_X86_64, 1, 0, 0, start, 0, _HEADER.size, 0, 0, _SECTION.size, len(headers),
         len(headers) - 1,
     )  # fmt: skip
     return header + b"".join(parts)

@@ -1,0 +1,148 @@
+"""Where files with a kernel's symbols may be: the configured file, then the folders for debug files.
+
+Everything here reads files and blocks: it is called in a thread.  What was read of a file is remembered by path, size
+and time of change.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Final
+
+from symbols import elf
+from symbols.btf import Btf
+from symbols.errors import SymbolError
+from symbols.kaslr import DIVIDE_ERROR_SYMBOL, Linked
+from symbols.model import BuildId
+from symbols.modules import LIST_SYMBOL, ModuleLayout, layout
+
+KERNELS: Final = (
+    "vmlinux",
+    "vmlinux-*",
+    "boot/vmlinux-*",
+    "lib/modules/*/vmlinux",
+    "usr/lib/debug/boot/vmlinux-*",
+)
+"""What a kernel's file with symbols is called in a folder for debug files, as distributions do."""
+MOST_KERNELS: Final = 64
+MOST_MODULE_FILES: Final = 16384
+_NOTES: Final = ".notes"
+
+
+@dataclass(frozen=True, slots=True)
+class KernelFile:
+    """A file with a kernel's symbols and what finding it in memory needs; addresses as linked."""
+
+    path: Path
+    linked: Linked
+    modules: int | None
+    """Of the head of the list of modules; None in a kernel without modules."""
+    layout: ModuleLayout | None
+    """Of ``struct module``; None where the file has no BTF that tells it."""
+
+
+@contextmanager
+def mapped(path: Path) -> Iterator[mmap.mmap]:
+    """Map a file for reading.  Raises ``OSError``, and ``ValueError`` for an empty one."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as image:
+        yield image
+
+
+def read_kernel(path: Path) -> KernelFile:
+    """Read what a kernel's file says of itself.  Raises ``SymbolError``, ``OSError``, ``ValueError``."""
+    with mapped(path) as image:
+        build_id = elf.build_id(image)
+        by_name = {section.name: section for section in elf.sections(image)}
+        notes = by_name.get(_NOTES)
+        if build_id is None or notes is None:
+            raise SymbolError("it has no build-id: nobody can tell which kernel it is of")
+        values = elf.symbol_values(image, [DIVIDE_ERROR_SYMBOL, LIST_SYMBOL])
+        where = None
+        types = by_name.get(".BTF")
+        if types is not None and types.kind != elf.SHT_NOBITS:
+            elf.check_inside(image, types)
+            try:
+                where = layout(Btf(image[types.offset : types.offset + types.size]))
+            except SymbolError:
+                # The kernel's symbols are worth having without its modules, which is said where they are asked for.
+                where = None
+    linked = Linked(build_id, notes.address, notes.size, values.get(DIVIDE_ERROR_SYMBOL))
+    return KernelFile(path, linked, values.get(LIST_SYMBOL), where)
+
+
+class Finder:
+    """The files of one guest: ``vmlinux`` if one is configured, then what ``folders`` have, in their order."""
+
+    def __init__(self, vmlinux: Path | None, folders: Sequence[Path]) -> None:
+        self._vmlinux = vmlinux
+        self._folders = tuple(folders)
+        self._kernels: dict[tuple[str, int, int], KernelFile] = {}
+        self._modules: dict[str, list[Path]] | None = None
+        self.problems: dict[str, str] = {}
+        """Why files that look like a kernel's cannot be used, by path."""
+
+    def kernels(self) -> list[KernelFile]:
+        """Return the kernels whose files can be read, each build-id once."""
+        found: dict[BuildId, KernelFile] = {}
+        for path in islice(self._kernel_paths(), MOST_KERNELS):
+            try:
+                kernel = self._read(path)
+            except (SymbolError, OSError, ValueError) as error:
+                self.problems[str(path)] = str(error)
+            else:
+                self.problems.pop(str(path), None)
+                found.setdefault(kernel.linked.build_id, kernel)
+        return list(found.values())
+
+    def _read(self, path: Path) -> KernelFile:
+        status = path.stat()
+        key = str(path.resolve()), status.st_size, status.st_mtime_ns
+        known = self._kernels.get(key)
+        if known is None:
+            known = self._kernels[key] = read_kernel(path)
+        return known
+
+    def _kernel_paths(self) -> Iterator[Path]:
+        if self._vmlinux is not None:
+            yield self._vmlinux
+        for folder in self._folders:
+            for pattern in KERNELS:
+                yield from sorted(folder.glob(pattern))
+
+    def module(self, name: str, build_id: BuildId | None) -> Path | None:
+        """Return a module's file: by its build-id where that is known, else by its name, dashes being underscores."""
+        if build_id is not None:
+            for folder in self._folders:
+                path = folder / ".build-id" / build_id[:2] / f"{build_id[2:]}.debug"
+                if path.exists():
+                    return path
+        if self._modules is None:
+            self._modules = self._index_modules()
+        for path in self._modules.get(name, []):
+            if build_id is None or _build_id(path) == build_id:
+                return path
+        return None
+
+    def _index_modules(self) -> dict[str, list[Path]]:
+        found: dict[str, list[Path]] = {}
+        beside = [] if self._vmlinux is None else [self._vmlinux.parent]
+        for folder in (*beside, *self._folders):
+            for path in islice(folder.rglob("*.ko*"), MOST_MODULE_FILES):
+                name, _, kind = path.name.partition(".")
+                if kind in ("ko", "ko.debug"):
+                    found.setdefault(name.replace("-", "_"), []).append(path)
+        return found
+
+
+def _build_id(path: Path) -> BuildId | None:
+    try:
+        with mapped(path) as image:
+            return elf.build_id(image)
+    except (SymbolError, OSError, ValueError):
+        # Not a file of this module, whatever else it is.
+        return None

@@ -1,0 +1,245 @@
+"""What a guest's debuggers read beside the guest: the main file, the list of modules, and their files.
+
+in          what a session asks for, by kind and name (``gdbstubs.server.Library``)
+out         contents, each question answered once, after ``ANSWER_SECONDS`` with "there is none"
+invariant   the name of a file tells its contents: a kernel or module elsewhere has another name; what changed since a
+            session was given it is told with its next stop
+"""
+
+from __future__ import annotations
+
+import binascii
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any, Final
+from xml.sax.saxutils import quoteattr
+
+from twisted.internet.defer import Deferred
+from twisted.internet.defer import TimeoutError as DeferredTimeout
+from twisted.internet.threads import deferToThreadPool
+from twisted.logger import Logger
+
+from kbridge.debuginfo.finders import mapped
+from kbridge.debuginfo.kernel import GuestKernel, Kernel, Memory
+from kbridge.errors import KbridgeError
+from symbols import elf, skeleton
+from symbols.errors import SymbolError
+
+if TYPE_CHECKING:
+    from kbridge.debuginfo.finders import Finder
+    from symbols.model import Module
+    from symbols.modules import ModuleList
+
+ANSWER_SECONDS: Final = 20.0
+MOST_BYTES: Final = 64 << 20
+"""Of made files that are kept."""
+MOST_SESSIONS: Final = 256
+_FOLDER: Final = PurePosixPath("/kbridge")
+
+
+@dataclass(slots=True)
+class _Told:
+    """What one session was given."""
+
+    main: str | None = None
+    modules: ModuleList | None = None
+    has_asked_for_modules: bool = False
+
+
+class DebuggerObjects:
+    """What the debuggers of one guest are served; the module's text says how."""
+
+    _log = Logger()
+
+    def __init__(self, reactor: Any, guest: str, memory: Memory, finder: Finder) -> None:
+        self._reactor = reactor
+        self._guest = guest
+        self._finder = finder
+        self._kernel = GuestKernel(memory, finder, self._in_thread)
+        self._told: OrderedDict[str, _Told] = OrderedDict()
+        self._makers: OrderedDict[str, Callable[[], bytes]] = OrderedDict()
+        self._made: OrderedDict[str, bytes] = OrderedDict()
+        self.problem = ""
+        """Why nothing is served, where nothing is."""
+
+    def _in_thread(self, work: Callable[[], Any]) -> Awaitable[Any]:
+        found: Deferred[Any] = deferToThreadPool(self._reactor, self._reactor.getThreadPool(), work)
+        return found
+
+    def ask(self, session: str, kind: str, key: str, done: Callable[[bytes | None], None]) -> None:
+        """Answer a session's question, now or later, once."""
+        answer: Deferred[bytes | None] = Deferred.fromCoroutine(self._answer(session, kind, key))
+        answer.addTimeout(ANSWER_SECONDS, self._reactor)
+
+        def failed(failure: Any) -> None:
+            if failure.check(KbridgeError, SymbolError, OSError, DeferredTimeout):
+                self._note(str(failure.value) or f"no answer within {ANSWER_SECONDS:g} s")
+            else:
+                self._log.failure("{guest}: a bug", failure, guest=self._guest)
+
+        answer.addErrback(failed)
+        answer.addCallback(done)
+        answer.addErrback(lambda failure: self._log.failure("{guest}: a bug", failure, guest=self._guest))
+
+    def _note(self, problem: str) -> None:
+        if problem != self.problem:
+            self.problem = problem
+            self._log.info("{guest}: debuggers are served no symbols: {why}", guest=self._guest, why=problem)
+
+    async def _answer(self, session: str, kind: str, key: str) -> bytes | None:
+        match kind:
+            case "exec-file":
+                return await self._main_file(self._session(session))
+            case "libraries":
+                return await self._libraries(self._session(session))
+            case "file":
+                return await self._file(key)
+            case "changes":
+                return await self._changes(self._session(session))
+            case _:
+                return None
+
+    def _session(self, name: str) -> _Told:
+        told = self._told.setdefault(name, _Told())
+        self._told.move_to_end(name)
+        while len(self._told) > MOST_SESSIONS:
+            self._told.popitem(last=False)
+        return told
+
+    # -- the kernel -----------------------------------------------------------------------------------------
+
+    async def _main_file(self, told: _Told) -> bytes | None:
+        told.main, told.modules = None, None
+        kernel = await self._look()
+        told.main = self._name_main(kernel)
+        return told.main.encode()
+
+    async def _look(self) -> Kernel:
+        kernel = await self._kernel.look()
+        self.problem = ""
+        return kernel
+
+    def _name_main(self, kernel: Kernel) -> str:
+        build_id = kernel.file.linked.build_id
+        name = str(_FOLDER / f"vmlinux-{build_id[:12]}+{kernel.slide:#x}")
+
+        def make() -> bytes:
+            with mapped(kernel.file.path) as image:
+                if elf.build_id(image) != build_id:
+                    raise SymbolError(f"{kernel.file.path} was changed: its build-id is no longer {build_id}")
+                return skeleton.vmlinux_skeleton(image, kernel.slide)
+
+        self._offer(name, make)
+        return name
+
+    # -- its modules ----------------------------------------------------------------------------------------
+
+    async def _libraries(self, told: _Told) -> bytes:
+        told.has_asked_for_modules = True
+        kernel = await self._look()
+        found = await self._kernel.modules(kernel)
+        files = [await self._module_file(one) for one in found.modules]
+        told.modules = found
+        return libraries_xml(files)
+
+    async def _module_file(self, module: Module) -> tuple[str, list[int]]:
+        """Offer a module's file; return its name, and where the sections in it are."""
+        name = str(_FOLDER / "modules" / f"{module.base:x}" / f"{module.name}.ko")
+        path = await self._in_thread(partial(self._finder.module, module.name, module.build_id))
+        addresses = {one.name: one.address for one in module.sections}
+
+        def make() -> bytes:
+            if path is None:
+                return skeleton.bare_module(addresses, module.base, module.size)
+            with mapped(path) as image:
+                return skeleton.module_skeleton(image, addresses)
+
+        self._offer(name, make)
+        contents = await self._file(name)
+        return name, [addresses.get(one, module.base) for one in skeleton.allocated(contents or b"")]
+
+    # -- files ----------------------------------------------------------------------------------------------
+
+    def _offer(self, name: str, make: Callable[[], bytes]) -> None:
+        self._makers[name] = make
+        self._makers.move_to_end(name)
+        while len(self._makers) > 2 * MOST_SESSIONS:
+            self._makers.popitem(last=False)
+
+    async def _file(self, name: str) -> bytes | None:
+        made = self._made.get(name)
+        if made is not None:
+            self._made.move_to_end(name)
+            return made
+        make = self._makers.get(name)
+        if make is None:
+            return None
+        contents: bytes = await self._in_thread(make)
+        self._made[name] = contents
+        while sum(map(len, self._made.values())) > MOST_BYTES and len(self._made) > 1:
+            self._made.popitem(last=False)
+        return contents
+
+    # -- what changed ---------------------------------------------------------------------------------------
+
+    async def _changes(self, told: _Told) -> bytes:
+        kernel = await self._look()
+        changes = []
+        name = self._name_main(kernel)
+        if name != told.main:
+            changes.append(b"exec:" + binascii.hexlify(name.encode()))
+            told.main, told.modules = name, None
+        if told.has_asked_for_modules:
+            found = await self._kernel.modules(kernel)
+            if told.modules is None or found.nodes != told.modules.nodes:
+                changes.append(b"library:")
+                told.modules = found
+        return b" ".join(changes)
+
+    # -- what a user asks -----------------------------------------------------------------------------------
+
+    async def describe(self) -> str:
+        """Say in words which kernel the guest runs and where its symbols are from."""
+        try:
+            kernel = await self._look()
+        except (SymbolError, KbridgeError) as error:
+            lines = [f"no symbols: {error}"]
+        else:
+            lines = [
+                f"kernel     build-id {kernel.file.linked.build_id}",
+                f"file       {kernel.file.path}",
+                f"slide      {kernel.slide:#x} (by the {kernel.way}, its build-id read back there)",
+            ]
+        lines.extend(f"not used   {path}: {why}" for path, why in self._finder.problems.items())
+        return "\n".join(lines) + "\n"
+
+    async def describe_modules(self) -> str:
+        """List the loaded modules: name, address, size, file."""
+        try:
+            found = await self._kernel.modules(await self._look())
+        except (SymbolError, KbridgeError) as error:
+            return f"no list of modules: {error}\n"
+        width = max((len(one.name) for one in found.modules), default=4)
+        lines = [f"{'name':{width}}  {'address':18}  {'bytes':>9}  file"]
+        for one in found.modules:
+            path = await self._in_thread(partial(self._finder.module, one.name, one.build_id))
+            lines.append(f"{one.name:{width}}  {one.base:#018x}  {one.size:9}  {path or 'none found'}")
+        return "\n".join(lines) + "\n"
+
+
+def libraries_xml(files: list[tuple[str, list[int]]]) -> bytes:
+    """Return the document of ``qXfer:libraries:read`` (GDB manual, "Library List Format").
+
+    ``files``: for each its name, and the address of each allocated section, in the file's order.  An entry without any
+    makes gdb refuse the whole list.
+    """
+    lines = ["<library-list>"]
+    for name, addresses in files:
+        if addresses:
+            places = "".join(f'<section address="{address:#x}"/>' for address in addresses)
+            lines.append(f"<library name={quoteattr(name)}>{places}</library>")
+    lines.append("</library-list>")
+    return "\n".join(lines).encode()
