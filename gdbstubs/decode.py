@@ -174,8 +174,8 @@ def _file(request: requests.FileRequest) -> str:
             return f"close file {descriptor}"
         case requests.SelectFiles():
             return "whose files?"
-        case requests.OtherFile(changes):
-            return "change a file" if changes else "where does a link lead?"
+        case requests.OtherFile(operation):
+            return f"file operation {operation}"
 
 
 def _search(request: requests.SearchMemory) -> str:

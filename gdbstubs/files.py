@@ -27,6 +27,7 @@ _STAT: Final = struct.Struct(">IIIIIIIQQQIII")
 _REGULAR_READABLE: Final = 0o100444
 _BLOCK: Final = 512
 _O_ACCMODE: Final = 3
+_REFUSED: Final = {"pwrite": EROFS, "unlink": EROFS, "readlink": ENOENT, "stat": ENOENT, "lstat": ENOENT}
 
 Find = Callable[[str, Callable[[bytes | None], None]], None]
 """Gives the contents of the file of a name, now or later, once; None where there is none."""
@@ -63,8 +64,10 @@ class Files:
                 done(failed(EBADF) if self._open.pop(descriptor, None) is None else b"F0")
             case SelectFiles():
                 done(b"F0")
-            case OtherFile(changes):
-                done(failed(EROFS if changes else ENOENT))
+            case OtherFile(operation):
+                # An empty reply says that the operation is unknown.
+                errno = _REFUSED.get(operation)
+                done(b"" if errno is None else failed(errno))
 
     def _open_file(self, request: OpenFile, done: Callable[[bytes], None]) -> None:
         if request.flags & _O_ACCMODE:

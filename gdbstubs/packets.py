@@ -266,12 +266,10 @@ def _file(arguments: bytes) -> Request:
         case b"setfs", 1:
             parse_number(rest)
             return SelectFiles()
-        case b"readlink", _:
-            return OtherFile(changes=False)
-        case ((b"pwrite" | b"unlink"), _):
-            return OtherFile(changes=True)
+        case ((b"open" | b"pread" | b"fstat" | b"close" | b"setfs"), _):
+            raise Malformed(f"{operation.decode()} with {len(fields)} arguments")
         case _:
-            raise Malformed(f"file operation {operation[:20]!r} with {len(fields)} arguments is unknown")
+            return OtherFile(operation[:32].decode("ascii"))
 
 
 def _monitor(arguments: bytes) -> Request:

@@ -244,9 +244,9 @@ class SelectFiles:
 
 @dataclass(frozen=True, slots=True)
 class OtherFile:
-    """``vFile:unlink``, ``readlink``, ``pwrite``: files are served to be read, and there are no links."""
+    """``vFile:unlink``, ``lstat`` and others: files are served to be read, and there are no links."""
 
-    changes: bool
+    operation: str
 
 
 FileRequest = OpenFile | ReadFile | StatFile | CloseFile | SelectFiles | OtherFile
