@@ -43,6 +43,8 @@ class Member:
 
     bits: int
     type: int
+    width: int = 0
+    """Bits of a bit-field; 0 for what is none."""
 
 
 class Btf:
@@ -131,7 +133,7 @@ class Btf:
             bits = base + (offset & 0xFFFFFF if flag else offset)
             text = self._name(name)
             if text:
-                found.setdefault(text, Member(bits, type_))
+                found.setdefault(text, Member(bits, type_, offset >> 24 if flag else 0))
             else:
                 self._members(type_, bits, found, depth + 1)
 
@@ -160,6 +162,13 @@ class Btf:
         if bits % 8:
             raise BtfError(f"{path} is a bit-field")
         return bits // 8
+
+    def bits(self, number: int, name: str) -> tuple[int, int]:
+        """Return where a bit-field begins, and how many bits it has."""
+        member = self.members(number).get(name)
+        if member is None or not member.width:
+            raise BtfError(f"this kernel's structure has no bit-field {name}")
+        return member.bits, member.width
 
     def has(self, number: int, path: str) -> bool:
         """Return whether a structure has such a member."""

@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 _HEADER: Final = struct.Struct("<16sHHIQQQIHHHHHH")
 _SECTION: Final = struct.Struct("<IIQQQQIIQQ")
 _IDENT: Final = b"\x7fELF\x02\x01\x01" + bytes(9)
-_ET_REL: Final = 1
-_ET_EXEC: Final = 2
+ET_REL: Final = 1
+ET_EXEC: Final = 2
 _EM_X86_64: Final = 62
 _SHT_STRTAB: Final = 3
-_SHN_ABS: Final = 0xFFF1
+SHN_ABS: Final = 0xFFF1
 _SYMBOL_BYTES: Final = 24
 _MOST_SYMBOLS: Final = 4 << 20
 _MOST_NOTE_BYTES: Final = 1 << 20
@@ -48,7 +48,7 @@ _TABLES: Final = re.compile(rb"__k(?:sym|str|crc)tab|__crc_|\.L|__UNIQUE_ID")
 
 
 @dataclass(frozen=True, slots=True)
-class _Kept:
+class Kept:
     """A section of the skeleton, and its contents where it has some."""
 
     section: Section
@@ -58,18 +58,18 @@ class _Kept:
 def vmlinux_skeleton(image: Image, slide: int) -> bytes:
     """Return the skeleton of a linked kernel that was moved by ``slide`` bytes.  Raises ``NotAnElf``."""
     found, table, names = _tables(image)
-    kept: list[_Kept] = []
-    numbers: dict[int, tuple[int, int]] = {_SHN_ABS: (_SHN_ABS, 0)}
+    kept: list[Kept] = []
+    numbers: dict[int, tuple[int, int]] = {SHN_ABS: (SHN_ABS, 0)}
     for index, section in enumerate(found):
         if not section.flags & SHF_ALLOC:
             continue
         if section.name == _PER_CPU and section.address == 0:
-            numbers[index] = _SHN_ABS, 0
-            kept.append(_Kept(replace(section, kind=SHT_NOBITS, flags=section.flags & ~SHF_ALLOC)))
+            numbers[index] = SHN_ABS, 0
+            kept.append(Kept(replace(section, kind=SHT_NOBITS, flags=section.flags & ~SHF_ALLOC)))
         else:
             kept.append(_without_contents(image, section, section.address + slide))
             numbers[index] = len(kept), slide
-    return _file(_ET_EXEC, kept, *_symbols(image, table, names, numbers))
+    return write_elf(ET_EXEC, kept, *_symbols(image, table, names, numbers))
 
 
 def module_skeleton(image: Image, addresses: Collection[str]) -> bytes:
@@ -78,13 +78,13 @@ def module_skeleton(image: Image, addresses: Collection[str]) -> bytes:
     Where they are is told beside it, in the list of libraries.  Raises ``NotAnElf``.
     """
     found, table, names = _tables(image)
-    kept: list[_Kept] = []
-    numbers: dict[int, tuple[int, int]] = {_SHN_ABS: (_SHN_ABS, 0)}
+    kept: list[Kept] = []
+    numbers: dict[int, tuple[int, int]] = {SHN_ABS: (SHN_ABS, 0)}
     for index, section in enumerate(found):
         if section.flags & SHF_ALLOC and section.name in addresses:
             kept.append(_without_contents(image, section, 0))
             numbers[index] = len(kept), 0
-    return _file(_ET_REL, kept, *_symbols(image, table, names, numbers))
+    return write_elf(ET_REL, kept, *_symbols(image, table, names, numbers))
 
 
 def bare_module(addresses: dict[str, int], base: int, size: int) -> bytes:
@@ -92,10 +92,10 @@ def bare_module(addresses: dict[str, int], base: int, size: int) -> bytes:
     starts = sorted(addresses.items(), key=lambda item: item[1]) or [(".text", base)]
     ends = [start for _, start in starts[1:]] + [max(base + size, starts[-1][1] + 1)]
     kept = [
-        _Kept(Section(name, SHT_NOBITS, SHF_ALLOC, 0, 0, min(end - start, _MOST_BARE), 0, 0, 1, 0))
+        Kept(Section(name, SHT_NOBITS, SHF_ALLOC, 0, 0, min(end - start, _MOST_BARE), 0, 0, 1, 0))
         for (name, start), end in zip(starts, ends, strict=True)
     ]
-    return _file(_ET_REL, kept, bytes(_SYMBOL_BYTES), b"\0", 1)
+    return write_elf(ET_REL, kept, bytes(_SYMBOL_BYTES), b"\0", 1)
 
 
 def allocated(image: Image) -> tuple[str, ...]:
@@ -112,12 +112,12 @@ def _tables(image: Image) -> tuple[tuple[Section, ...], Section, Section]:
     return found, table, found[table.link]
 
 
-def _without_contents(image: Image, section: Section, address: int) -> _Kept:
+def _without_contents(image: Image, section: Section, address: int) -> Kept:
     moved = replace(section, address=address)
     if section.kind == SHT_NOTE and section.size <= _MOST_NOTE_BYTES:
         check_inside(image, section)
-        return _Kept(moved, bytes(image[section.offset : section.offset + section.size]))
-    return _Kept(replace(moved, kind=SHT_NOBITS))
+        return Kept(moved, bytes(image[section.offset : section.offset + section.size]))
+    return Kept(replace(moved, kind=SHT_NOBITS))
 
 
 def _symbols(
@@ -164,7 +164,7 @@ def _symbols(
 _WORD: Final = (1 << 64) - 1
 
 
-def _file(kind: int, kept: Sequence[_Kept], symbols: bytes, strings: bytes, locals_: int) -> bytes:
+def write_elf(kind: int, kept: Sequence[Kept], symbols: bytes, strings: bytes, locals_: int) -> bytes:
     """Put a file together: header, contents, symbols, names, section headers."""
     names = bytearray(b"\0")
     headers: list[tuple[int, ...]] = [(0,) * 10]
