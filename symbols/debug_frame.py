@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from symbols.orc import OrcLayout
 
 ROWS: Final = 256
+_WORD: Final = (1 << 64) - 1
+_FARTHEST: Final = (1 << 32) - 1
 GAP: Final = 64
 """Between two functions nothing can be executed, and what is said of it does not matter: half of all descriptions would
 end there."""
@@ -40,17 +42,21 @@ _CIE_ID: Final = 0xFFFF_FFFF
 _DESCRIBED: Final = (Shape.CALL, Shape.REGISTERS, Shape.PARTIAL, Shape.END)
 
 
-def debug_frame(where: OrcLayout, entries: bytes, places: list[int]) -> bytes:
-    """Return the section for tables that run in parallel; addresses as they are in memory.  Raises ``OrcError``."""
+def debug_frame(where: OrcLayout, entries: bytes, places: list[int], origin: int = 0) -> bytes:
+    """Return the section for tables that run in parallel, addresses counted from ``origin``.
+
+    Places must be sorted.  Raises ``OrcError``.
+    """
     if len(entries) != ENTRY_BYTES * len(places):
         raise OrcError(f"{len(places)} places for {len(entries)} bytes of entries")
-    writer = _Writer(where)
+    writer = _Writer(where, origin)
     return writer.write(entries, places)
 
 
 class _Writer:
-    def __init__(self, where: OrcLayout) -> None:
+    def __init__(self, where: OrcLayout, origin: int) -> None:
         self._where = where
+        self._origin = origin
         self._known: dict[bytes, Entry] = {}
         self._changes: dict[tuple[bytes, bytes], bytes] = {}
         self._parts: list[bytes] = []
@@ -97,7 +103,7 @@ class _Writer:
             after = next(following, place)
             if entry.shape is Shape.UNKNOWN and after - place < GAP:
                 continue
-            if entry.shape is not shape or count >= ROWS:
+            if entry.shape is not shape or count >= ROWS or place - at > _FARTHEST:
                 self._describe(shape, begin, place, program)
                 program = []
                 begin, shape, last, at, count = place, entry.shape, None, place, 0
@@ -117,7 +123,7 @@ class _Writer:
 
     def _describe(self, shape: Shape, begin: int, end: int, program: list[bytes]) -> None:
         if shape is not Shape.UNKNOWN and begin < end:
-            head = struct.pack("<IQQ", self._cies[shape], begin, end - begin)
+            head = struct.pack("<IQQ", self._cies[shape], begin - self._origin & _WORD, end - begin)
             self._add(head + b"".join(program))
 
     def _change(self, before: Entry | None, entry: Entry) -> bytes:

@@ -1,4 +1,4 @@
-"""The small ELF file for a kernel whose file nobody has, out of its own table of symbols.
+"""The small ELF files for a kernel, or a module, whose file nobody has, out of its own table of symbols.
 
 Like ``skeleton.py``'s, with sections made up: the code between the symbols that bound it, data where the other symbols
 are.  A symbol's size is not in the table: it reaches to the next.
@@ -7,25 +7,23 @@ are.  A symbol's size is not in the table: it reaches to the next.
 from __future__ import annotations
 
 import re
-import struct
-import zlib
 from array import array
+from bisect import bisect_right
 from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
 from symbols.elf import SHF_ALLOC, SHT_NOBITS, SHT_NOTE
 from symbols.model import Section
-from symbols.skeleton import ET_EXEC, SHN_ABS, Kept, write_elf
+from symbols.skeleton import ET_EXEC, ET_REL, SHN_ABS, Kept, compressed, write_elf
 
 if TYPE_CHECKING:
-    from symbols.kallsyms import Kallsyms
+    from collections.abc import Mapping, Sequence
 
-_SHT_PROGBITS: Final = 1
+    from symbols.kallsyms import Kallsyms
+    from symbols.module_symbols import ModuleSymbol
+
 _SHF_WRITE: Final = 1
 _SHF_EXECINSTR: Final = 4
-_SHF_COMPRESSED: Final = 0x800
-_ELFCOMPRESS_ZLIB: Final = 1
-_COMPRESSION: Final = struct.Struct("<IIQQ")
 _MADE: Final = re.compile(
     r".*\.\d+$|__UNIQUE_ID|__initcall_|print_fmt_|trace_event_(?:fields|type_funcs)_|__tpstrtab_|__event_|event_\w+_fn"
     r"|__p_syscall|__syscall_meta_|types__|args__|__setup_|__param|__bpf_trace_tp_|str__"
@@ -57,7 +55,7 @@ def kallsyms_skeleton(table: Kallsyms, notes: tuple[int, bytes], debug_frame: by
         if one.section.kind == SHT_NOBITS
     ]
     if debug_frame:
-        kept.append(_compressed(".debug_frame", debug_frame))
+        kept.append(compressed(".debug_frame", debug_frame))
     strings = [b""]
     at = 1
     out = array("Q", (0, 0, 0))
@@ -94,10 +92,46 @@ def kallsyms_skeleton(table: Kallsyms, notes: tuple[int, bytes], debug_frame: by
     return write_elf(ET_EXEC, kept, out.tobytes() + globals_.tobytes(), b"\0".join(strings), locals_)
 
 
-def _compressed(name: str, contents: bytes) -> Kept:
-    """Compress a section (System V ABI, "Section Compression"): half of the file would be these instructions."""
-    data = _COMPRESSION.pack(_ELFCOMPRESS_ZLIB, 0, len(contents), 8) + zlib.compress(contents, 6)
-    return Kept(Section(name, _SHT_PROGBITS, _SHF_COMPRESSED, 0, 0, len(data), 0, 0, 8, 0), data)
+def bare_module(
+    sections: Mapping[str, int],
+    base: int,
+    size: int,
+    symbols: Sequence[ModuleSymbol],
+    debug_frame: bytes = b"",
+) -> bytes:
+    """Return the skeleton of a module whose file nobody has: its sections, each up to the next, and its own symbols.
+
+    ``debug_frame``: how to unwind it, with addresses counted from ``.text``, or from ``base`` where there is none.
+    """
+    starts = sorted(sections.items(), key=lambda item: item[1]) or [(".text", base)]
+    ends = [start for _, start in starts[1:]] + [max(base + size, starts[-1][1] + 1)]
+    kept = [
+        Kept(Section(name, SHT_NOBITS, _flags(name), 0, 0, end - start, 0, 0, 1, 0))
+        for (name, start), end in zip(starts, ends, strict=True)
+    ]
+    if debug_frame:
+        kept.append(compressed(".debug_frame", debug_frame))
+    addresses = [start for _, start in starts]
+    strings = [b""]
+    at = 1
+    local, global_ = array("Q", (0, 0, 0)), array("Q")
+    for symbol in symbols:
+        number = bisect_right(addresses, symbol.address)
+        if not number or symbol.address >= ends[number - 1]:
+            continue
+        name = symbol.name.encode()
+        into = global_ if symbol.info >> 4 else local
+        into.extend(
+            (at | symbol.info << 32 | number << 48, symbol.address - addresses[number - 1], symbol.size)
+        )
+        strings.append(name)
+        at += len(name) + 1
+    strings.append(b"")
+    return write_elf(ET_REL, kept, local.tobytes() + global_.tobytes(), b"\0".join(strings), len(local) // 3)
+
+
+def _flags(name: str) -> int:
+    return SHF_ALLOC | (_SHF_EXECINSTR if ".text" in name else _SHF_WRITE)
 
 
 def _sections(table: Kallsyms) -> list[Kept]:

@@ -47,6 +47,11 @@ class Module:
     base: int
     """Where its code begins."""
     size: int
+    """Of what is in memory at ``base``."""
     sections: tuple[ModuleSection, ...]
     build_id: BuildId | None
     """Where the kernel keeps it (CONFIG_STACKTRACE_BUILD_ID)."""
+    unwind: tuple[int, int, int] | None
+    """Of its unwind tables: how many entries, where they are, where their places are; None where there are none."""
+    symbols: int
+    """Of its ``struct mod_kallsyms``, 0 where there is none."""

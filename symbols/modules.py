@@ -10,6 +10,7 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from symbols.elf import build_id_of_notes
 from symbols.errors import SymbolError
 from symbols.model import BuildId, Module, ModuleSection
 from symbols.reads import Read, Search
@@ -21,10 +22,16 @@ LIST_SYMBOL: Final = "modules"
 MOST_MODULES: Final = 4096
 MOST_SECTIONS: Final = 1024
 _MOST_NAME: Final = 64
+_NOTES: Final = ".note.gnu.build-id"
+_NOTES_BYTES: Final = 36
+"""Of a note with a build-id of 20 bytes."""
 _POINTER: Final = struct.Struct("<Q")
 _NODE: Final = 16
+_MOST_UNWIND: Final = 1 << 20
+_CORE_KINDS: Final = 4
+"""MOD_TEXT, MOD_DATA, MOD_RODATA and MOD_RO_AFTER_INIT; behind them is what the initialisation needs."""
 _LIVE: Final = 0
-"""MODULE_STATE_LIVE: what was in sections for the initialisation is freed."""
+"""MODULE_STATE_LIVE: what only the initialisation needs is freed, and may belong to somebody else."""
 _KERNEL_SPACE: Final = 1 << 63
 
 
@@ -45,6 +52,12 @@ class ModuleLayout:
     base: int
     """Of the code's address; the size of what is there is in ``text_size``."""
     text_size: int
+    others: tuple[tuple[int, int], ...]
+    """Of the addresses and sizes of its other memory, that of the initialisation left out (since 6.4)."""
+    unwind: tuple[int, int, int] | None
+    """Of the number of its unwind entries, the pointers to them and to their places."""
+    symbols: int | None
+    """Of the pointer to its table of symbols."""
     attributes: int
     """Of the pointer to ``struct module_sect_attrs``."""
     build_id: int | None
@@ -62,6 +75,7 @@ def layout(btf: Btf) -> ModuleLayout:
     """Return the layout of a kernel's modules.  Raises ``BtfError`` where it is not as any known kernel's."""
     module = btf.struct("module")
     attributes = btf.struct("module_sect_attrs")
+    others: tuple[tuple[int, int], ...] = ()
     if btf.has(module, "core_layout.base"):
         base, text_size = btf.offset(module, "core_layout.base"), btf.offset(module, "core_layout.size")
     else:
@@ -70,6 +84,8 @@ def layout(btf: Btf) -> ModuleLayout:
         element = btf.element(memory.type)
         base = memory.bits // 8 + btf.offset(element, "base")
         text_size = memory.bits // 8 + btf.offset(element, "size")
+        step = btf.size(element)
+        others = tuple((base + kind * step, text_size + kind * step) for kind in range(1, _CORE_KINDS))
     entry = btf.element(btf.member(attributes, "attrs").type)
     counted = btf.has(attributes, "nsections")
     return ModuleLayout(
@@ -80,6 +96,9 @@ def layout(btf: Btf) -> ModuleLayout:
         name_size=min(btf.size(btf.member(module, "name").type), _MOST_NAME),
         base=base,
         text_size=text_size,
+        others=others,
+        unwind=_unwind(btf, module),
+        symbols=btf.offset(module, "kallsyms") if btf.has(module, "kallsyms") else None,
         attributes=btf.offset(module, "sect_attrs"),
         build_id=btf.offset(module, "build_id") if btf.has(module, "build_id") else None,
         count=btf.offset(attributes, "nsections") if counted else None,
@@ -88,6 +107,14 @@ def layout(btf: Btf) -> ModuleLayout:
         entry_name=btf.offset(entry, "battr.attr.name" if btf.has(entry, "battr") else "attr.name"),
         entry_address=btf.offset(entry, "address" if btf.has(entry, "address") else "private"),
     )
+
+
+def _unwind(btf: Btf, module: int) -> tuple[int, int, int] | None:
+    names = ("arch.num_orcs", "arch.orc_unwind", "arch.orc_unwind_ip")
+    if not all(btf.has(module, name) for name in names):
+        return None
+    count, entries, places = (btf.offset(module, name) for name in names)
+    return count, entries, places
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,9 +131,11 @@ def read(where: ModuleLayout, head: int) -> Search[ModuleList]:
     found, nodes = yield from _walk(where, head)
     attributes = [_pointer(data, where.attributes) for _, data in found]
     sections = yield from _sections(where, attributes)
+    build_ids = yield from _build_ids(sections)
     return ModuleList(
         tuple(
-            _module(where, address, data, its) for (address, data), its in zip(found, sections, strict=True)
+            _module(where, address, data, its, build_id)
+            for (address, data), its, build_id in zip(found, sections, build_ids, strict=True)
         ),
         nodes,
     )
@@ -160,6 +189,14 @@ def _sections(where: ModuleLayout, attributes: list[int]) -> Search[list[tuple[M
     return [by_place.get(one, ()) for one in attributes]
 
 
+def _build_ids(sections: list[tuple[ModuleSection, ...]]) -> Search[list[BuildId | None]]:
+    """Read the build-ids out of the modules' own notes."""
+    notes = [next((one.address for one in its if one.name == _NOTES), 0) for its in sections]
+    data = yield tuple(Read(one, _NOTES_BYTES) for one in notes if one)
+    rest = iter(data)
+    return [build_id_of_notes(next(rest)) if one else None for one in notes]
+
+
 def _counts(where: ModuleLayout, attributes: list[int]) -> Search[list[int]]:
     if where.count is None:
         # The group's ``bin_attrs``, third of its pointers, is a list that ends with a zero.
@@ -174,10 +211,19 @@ def _counts(where: ModuleLayout, attributes: list[int]) -> Search[list[int]]:
     return counts
 
 
-def _module(where: ModuleLayout, address: int, data: bytes, sections: tuple[ModuleSection, ...]) -> Module:
+def _module(
+    where: ModuleLayout,
+    address: int,
+    data: bytes,
+    sections: tuple[ModuleSection, ...],
+    build_id: BuildId | None,
+) -> Module:
     live = int.from_bytes(data[where.state : where.state + 4], "little") == _LIVE
-    build_id = None
-    if where.build_id is not None:
+    areas = [
+        (_pointer(data, start), int.from_bytes(data[size : size + 4], "little"))
+        for start, size in ((where.base, where.text_size), *where.others)
+    ]
+    if build_id is None and where.build_id is not None:
         raw = data[where.build_id : where.build_id + 20]
         build_id = BuildId(raw.hex()) if any(raw) else None
     return Module(
@@ -185,9 +231,20 @@ def _module(where: ModuleLayout, address: int, data: bytes, sections: tuple[Modu
         address=address,
         base=_pointer(data, where.base),
         size=int.from_bytes(data[where.text_size : where.text_size + 4], "little"),
-        sections=tuple(one for one in sections if not (live and one.name.startswith(".init"))),
+        sections=tuple(
+            one
+            for one in sections
+            if not live or any(start <= one.address < start + size for start, size in areas)
+        ),
         build_id=build_id,
+        unwind=None if where.unwind is None else _unwind_of(data, where.unwind),
+        symbols=0 if where.symbols is None else _pointer(data, where.symbols),
     )
+
+
+def _unwind_of(data: bytes, where: tuple[int, int, int]) -> tuple[int, int, int] | None:
+    count = int.from_bytes(data[where[0] : where[0] + 4], "little")
+    return (count, _pointer(data, where[1]), _pointer(data, where[2])) if 0 < count <= _MOST_UNWIND else None
 
 
 def _pointer(data: bytes, at: int) -> int:

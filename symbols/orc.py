@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from symbols.btf import Btf
 
 ENTRY_BYTES: Final = 6
+PLACE_BYTES: Final = 4
 START: Final = "__start_orc_unwind"
 STOP: Final = "__stop_orc_unwind"
 START_PLACES: Final = "__start_orc_unwind_ip"

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import re
 import struct
+import zlib
 from array import array
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
@@ -41,7 +42,10 @@ _MOST_SYMBOLS: Final = 4 << 20
 _MOST_NOTE_BYTES: Final = 1 << 20
 _KINDS: Final = frozenset((0, 1, 2))
 """STT_NOTYPE, STT_OBJECT, STT_FUNC."""
-_MOST_BARE: Final = 16 << 20
+_SHT_PROGBITS: Final = 1
+_SHF_COMPRESSED: Final = 0x800
+_ELFCOMPRESS_ZLIB: Final = 1
+_COMPRESSION: Final = struct.Struct("<IIQQ")
 _PER_CPU: Final = ".data..percpu"
 _TABLES: Final = re.compile(rb"__k(?:sym|str|crc)tab|__crc_|\.L|__UNIQUE_ID")
 """How the names of symbols begin that no user asks for."""
@@ -49,14 +53,17 @@ _TABLES: Final = re.compile(rb"__k(?:sym|str|crc)tab|__crc_|\.L|__UNIQUE_ID")
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """A section of the skeleton, and its contents where it has some."""
+    """A section of a skeleton, and its contents where it has some."""
 
     section: Section
     contents: bytes = b""
 
 
-def vmlinux_skeleton(image: Image, slide: int) -> bytes:
-    """Return the skeleton of a linked kernel that was moved by ``slide`` bytes.  Raises ``NotAnElf``."""
+def vmlinux_skeleton(image: Image, slide: int, debug_frame: bytes = b"") -> bytes:
+    """Return the skeleton of a linked kernel that was moved by ``slide`` bytes.
+
+    ``debug_frame``: how to unwind it, with addresses as they are in memory.  Raises ``NotAnElf``.
+    """
     found, table, names = _tables(image)
     kept: list[Kept] = []
     numbers: dict[int, tuple[int, int]] = {SHN_ABS: (SHN_ABS, 0)}
@@ -69,13 +76,16 @@ def vmlinux_skeleton(image: Image, slide: int) -> bytes:
         else:
             kept.append(_without_contents(image, section, section.address + slide))
             numbers[index] = len(kept), slide
+    if debug_frame:
+        kept.append(compressed(".debug_frame", debug_frame))
     return write_elf(ET_EXEC, kept, *_symbols(image, table, names, numbers))
 
 
-def module_skeleton(image: Image, addresses: Collection[str]) -> bytes:
+def module_skeleton(image: Image, addresses: Collection[str], debug_frame: bytes = b"") -> bytes:
     """Return the skeleton of a module, a relocatable file like itself, with those of its sections that are in memory.
 
-    Where they are is told beside it, in the list of libraries.  Raises ``NotAnElf``.
+    Where they are is told beside it, in the list of libraries.  ``debug_frame``: how to unwind it, addresses counted
+    from its ``.text``.  Raises ``NotAnElf``.
     """
     found, table, names = _tables(image)
     kept: list[Kept] = []
@@ -84,18 +94,15 @@ def module_skeleton(image: Image, addresses: Collection[str]) -> bytes:
         if section.flags & SHF_ALLOC and section.name in addresses:
             kept.append(_without_contents(image, section, 0))
             numbers[index] = len(kept), 0
+    if debug_frame:
+        kept.append(compressed(".debug_frame", debug_frame))
     return write_elf(ET_REL, kept, *_symbols(image, table, names, numbers))
 
 
-def bare_module(addresses: dict[str, int], base: int, size: int) -> bytes:
-    """Return the skeleton of a module whose file nobody has: its sections, each up to the next, and no symbols."""
-    starts = sorted(addresses.items(), key=lambda item: item[1]) or [(".text", base)]
-    ends = [start for _, start in starts[1:]] + [max(base + size, starts[-1][1] + 1)]
-    kept = [
-        Kept(Section(name, SHT_NOBITS, SHF_ALLOC, 0, 0, min(end - start, _MOST_BARE), 0, 0, 1, 0))
-        for (name, start), end in zip(starts, ends, strict=True)
-    ]
-    return write_elf(ET_REL, kept, bytes(_SYMBOL_BYTES), b"\0", 1)
+def compressed(name: str, contents: bytes) -> Kept:
+    """Compress a section (System V ABI, "Section Compression"): half of the file would be these instructions."""
+    data = _COMPRESSION.pack(_ELFCOMPRESS_ZLIB, 0, len(contents), 8) + zlib.compress(contents, 6)
+    return Kept(Section(name, _SHT_PROGBITS, _SHF_COMPRESSED, 0, 0, len(data), 0, 0, 8, 0), data)
 
 
 def allocated(image: Image) -> tuple[str, ...]:

@@ -7,19 +7,22 @@ and time of change.
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
-from symbols import elf
-from symbols.btf import Btf
+from symbols import elf, modules, orc
+from symbols.btf import Btf, BtfError
 from symbols.errors import SymbolError
 from symbols.kaslr import DIVIDE_ERROR_SYMBOL, Linked
 from symbols.model import BuildId
-from symbols.modules import LIST_SYMBOL, ModuleLayout, layout
+from symbols.modules import LIST_SYMBOL, ModuleLayout
+from symbols.orc import OrcLayout
+
+_Result = TypeVar("_Result")
 
 KERNELS: Final = (
     "vmlinux",
@@ -44,6 +47,8 @@ class KernelFile:
     """Of the head of the list of modules; None in a kernel without modules."""
     layout: ModuleLayout | None
     """Of ``struct module``; None where the file has no BTF that tells it."""
+    unwinding: OrcLayout | None
+    """Of ``struct orc_entry``; likewise."""
 
 
 @contextmanager
@@ -62,17 +67,32 @@ def read_kernel(path: Path) -> KernelFile:
         if build_id is None or notes is None:
             raise SymbolError("it has no build-id: nobody can tell which kernel it is of")
         values = elf.symbol_values(image, [DIVIDE_ERROR_SYMBOL, LIST_SYMBOL])
-        where = None
         types = by_name.get(".BTF")
+        where, unwinding = None, None
         if types is not None and types.kind != elf.SHT_NOBITS:
             elf.check_inside(image, types)
-            try:
-                where = layout(Btf(image[types.offset : types.offset + types.size]))
-            except SymbolError:
-                # The kernel's symbols are worth having without its modules, which is said where they are asked for.
-                where = None
+            where, unwinding = read_layouts(image[types.offset : types.offset + types.size])
     linked = Linked(build_id, notes.address, notes.size, values.get(DIVIDE_ERROR_SYMBOL))
-    return KernelFile(path, linked, values.get(LIST_SYMBOL), where)
+    return KernelFile(path, linked, values.get(LIST_SYMBOL), where, unwinding)
+
+
+def read_layouts(types: bytes) -> tuple[ModuleLayout | None, OrcLayout | None]:
+    """Return the layouts that a kernel's types tell, None for what they do not.
+
+    Names are worth having without modules and unwinding, which say so where they are asked for.
+    """
+    try:
+        known = Btf(types)
+    except BtfError:
+        return None, None
+    return _layout(modules.layout, known), _layout(orc.layout, known)
+
+
+def _layout(read: Callable[[Btf], _Result], known: Btf) -> _Result | None:
+    try:
+        return read(known)
+    except BtfError:
+        return None
 
 
 class Finder:

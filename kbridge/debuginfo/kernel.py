@@ -4,25 +4,39 @@ in          searches of guest memory, files
 out         ``Kernel``, its modules
 invariant   what is returned was verified in memory at this very moment: a guest that rebooted, or went over to another
             kernel by kexec, is never taken for what it was
+
+Where no file is of this kernel, its own table of symbols, its types and its unwind tables are read out of memory.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
-from symbols import kaslr, modules
-from symbols.errors import SlideUnknown
+from kbridge.debuginfo.finders import read_layouts
+from symbols import elf, kallsyms, kaslr, module_symbols, modules, orc
+from symbols.errors import SlideUnknown, SymbolError
+from symbols.kallsyms import FARTHEST, STEP, Kallsyms
+from symbols.kaslr import Linked
+from symbols.reads import Read
 
 if TYPE_CHECKING:
-    from kbridge.debuginfo.finders import Finder, KernelFile
-    from symbols.modules import ModuleList
+    from pathlib import Path
+
+    from kbridge.debuginfo.finders import Finder
+    from symbols.model import Module
+    from symbols.module_symbols import ModuleSymbol
+    from symbols.modules import ModuleLayout, ModuleList
+    from symbols.orc import OrcLayout
     from symbols.reads import Search
 
+MOST_TYPES_BYTES: Final = 64 << 20
+_PIECE: Final = 1 << 16
 _Result = TypeVar("_Result")
 
-InThread = Callable[[Callable[[], _Result]], Awaitable[_Result]]
+InThread = Callable[[Callable[[], Any]], Awaitable[Any]]
 """Calls what blocks, in a thread."""
 
 
@@ -34,18 +48,50 @@ class Memory(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Kernel:
-    """A kernel in memory: its file, by how much it was moved, and how that was found."""
+class Unwind:
+    """Unwind tables: the entries, where the places are that they are for, and those."""
 
-    file: KernelFile
-    slide: int
+    entries: bytes
+    at: int
+    places: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class OwnTables:
+    """What a kernel says of itself in memory; addresses as they are there."""
+
+    symbols: Kallsyms
+    notes: bytes
+    unwind: Unwind | None
+    """Its unwind tables; None where it has none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """A kernel in memory."""
+
+    where: Linked
+    """Where its build-id is, as in memory."""
+    slide: int | None
+    """By how much it was moved; None where no file says where it was linked."""
     way: str
+    """How it was found."""
+    path: Path | None
+    """Its file."""
+    own: OwnTables | None
+    """Where there is no file."""
+    module_list: int | None
+    """Of the head of the list of modules; None in a kernel without modules."""
+    layout: ModuleLayout | None
+    """Of ``struct module``; None where it is not known."""
+    unwinding: OrcLayout | None
+    """Of the entries of unwind tables; likewise."""
 
 
 class GuestKernel:
     """What is known of one guest's kernel; the module's text says how."""
 
-    def __init__(self, memory: Memory, finder: Finder, in_thread: InThread[list[KernelFile]]) -> None:
+    def __init__(self, memory: Memory, finder: Finder, in_thread: InThread) -> None:
         self._memory = memory
         self._finder = finder
         self._in_thread = in_thread
@@ -53,29 +99,122 @@ class GuestKernel:
         self._modules: ModuleList | None = None
 
     async def look(self) -> Kernel:
-        """Return the kernel in memory.  Raises ``SlideUnknown`` where it is none whose file is known."""
+        """Return the kernel in memory.  Raises ``SymbolError`` where there is none, or none that can be understood."""
         known = self._known
-        if known is not None and await self._memory.run(kaslr.is_at(known.file.linked, known.slide)):
+        if known is not None and await self._memory.run(kaslr.is_at(known.where, 0)):
             return known
         self._known = self._modules = None
+        self._known = await self._by_file() or await self._by_memory()
+        return self._known
+
+    async def _by_file(self) -> Kernel | None:
         files = await self._in_thread(self._finder.kernels)
         if not files:
-            raise SlideUnknown("no file with a kernel's symbols is configured or found")
-        found = await self._memory.run(kaslr.find([one.linked for one in files]))
-        self._known = Kernel(files[found.index], found.slide, found.way)
-        return self._known
+            return None
+        try:
+            found = await self._memory.run(kaslr.find([one.linked for one in files]))
+        except SlideUnknown:
+            # None of them is this kernel's: it may tell of itself.
+            return None
+        file, slide = files[found.index], found.slide
+        linked = file.linked
+        return Kernel(
+            Linked(linked.build_id, linked.notes + slide, linked.notes_size, None),
+            slide,
+            found.way,
+            file.path,
+            None,
+            None if file.modules is None else file.modules + slide,
+            file.layout,
+            file.unwinding,
+        )
+
+    async def _by_memory(self) -> Kernel:
+        handler = await self._memory.run(kaslr.divide_error_handler())
+        symbols = await self._own_symbols(handler)
+        names = symbols.find(
+            "__start_notes", "__stop_notes", "__start_BTF", "__stop_BTF", modules.LIST_SYMBOL,
+            orc.START, orc.STOP, orc.START_PLACES, orc.STOP_PLACES,
+        )  # fmt: skip
+        notes = await self._range(names, "__start_notes", "__stop_notes")
+        build_id = elf.build_id_of_notes(notes)
+        if build_id is None:
+            raise SymbolError("the kernel in memory has no build-id where its symbols say that it is")
+        types = await self._range(names, "__start_BTF", "__stop_BTF")
+        layout, unwinding = await self._in_thread(partial(read_layouts, types))
+        unwind = None
+        if unwinding is not None:
+            entries = await self._range(names, orc.START, orc.STOP)
+            places = await self._range(names, orc.START_PLACES, orc.STOP_PLACES)
+            if entries and places:
+                unwind = Unwind(entries, names[orc.START_PLACES], places)
+        return Kernel(
+            Linked(build_id, names["__start_notes"], len(notes), None),
+            None,
+            "interrupt table and its own symbols",
+            None,
+            OwnTables(symbols, notes, unwind),
+            names.get(modules.LIST_SYMBOL),
+            layout,
+            unwinding,
+        )
+
+    async def _own_symbols(self, handler: int) -> Kallsyms:
+        start = kallsyms.first_place(handler)
+        data = bytearray()
+        while len(data) < FARTHEST:
+            piece = await self._memory.run(kallsyms.more(start + len(data)))
+            data += piece
+            ended = len(piece) < STEP
+            if ended or kallsyms.has_tokens(data):
+                try:
+                    found: Kallsyms = await self._in_thread(partial(kallsyms.decode, bytes(data)))
+                except kallsyms.KallsymsError:
+                    if ended:
+                        raise
+                else:
+                    return found
+        raise kallsyms.KallsymsError(f"the kernel has no table of symbols within {FARTHEST >> 20} MB")
+
+    async def _range(self, names: dict[str, int], start: str, stop: str) -> bytes:
+        """Return the memory between two symbols; nothing where either is not there."""
+        if start not in names or stop not in names or not names[start] <= names[stop]:
+            return b""
+        size = names[stop] - names[start]
+        if size > MOST_TYPES_BYTES:
+            raise SymbolError(f"{size} bytes between {start} and {stop}")
+        pieces = [Read(at, min(_PIECE, names[stop] - at)) for at in range(names[start], names[stop], _PIECE)]
+        return b"".join(await self._memory.run(_read(tuple(pieces))))
 
     async def modules(self, kernel: Kernel) -> ModuleList:
         """Return the modules of the kernel that ``look`` returned.  Raises ``ModulesError``."""
-        if kernel.file.modules is None:
+        if kernel.module_list is None:
             return modules.ModuleList((), ())
-        if kernel.file.layout is None:
-            raise modules.ModulesError(
-                f"{kernel.file.path} does not tell the layout of modules: it has no BTF"
-            )
+        if kernel.layout is None:
+            raise modules.ModulesError("the layout of modules is not known: the kernel has no BTF")
         known = self._modules
         if known is not None and not await self._memory.run(modules.has_changed(known)):
             return known
-        head = kernel.file.modules + kernel.slide
-        self._modules = await self._memory.run(modules.read(kernel.file.layout, head))
+        self._modules = await self._memory.run(modules.read(kernel.layout, kernel.module_list))
         return self._modules
+
+    async def module_unwinds(self, wanted: tuple[Module, ...]) -> list[Unwind | None]:
+        """Return the unwind tables of modules."""
+        places = [one.unwind for one in wanted if one.unwind is not None]
+        reads = [
+            one
+            for count, entries, at in places
+            for one in (Read(entries, count * orc.ENTRY_BYTES), Read(at, count * orc.PLACE_BYTES))
+        ]
+        data = iter(await self._memory.run(_read(tuple(reads))))
+        return [
+            None if one.unwind is None else Unwind(next(data), one.unwind[2], next(data)) for one in wanted
+        ]
+
+    async def module_symbols(self, wanted: tuple[Module, ...]) -> list[tuple[ModuleSymbol, ...]]:
+        """Return the modules' own tables of symbols."""
+        return await self._memory.run(module_symbols.read([one.symbols for one in wanted]))
+
+
+def _read(reads: tuple[Read, ...]) -> Search[tuple[bytes, ...]]:
+    return (yield reads)

@@ -23,20 +23,30 @@ from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 
 from kbridge.debuginfo.finders import mapped
-from kbridge.debuginfo.kernel import GuestKernel, Kernel, Memory
+from kbridge.debuginfo.kernel import GuestKernel, Kernel, Memory, Unwind
 from kbridge.errors import KbridgeError
-from symbols import elf, skeleton
+from symbols import elf, orc, skeleton
+from symbols.debug_frame import debug_frame
 from symbols.errors import SymbolError
+from symbols.memory_skeleton import bare_module, kallsyms_skeleton
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from kbridge.debuginfo.finders import Finder
+    from symbols.elf import Image
     from symbols.model import Module
+    from symbols.module_symbols import ModuleSymbol
     from symbols.modules import ModuleList
+    from symbols.orc import OrcLayout
 
 ANSWER_SECONDS: Final = 20.0
 MOST_BYTES: Final = 64 << 20
 """Of made files that are kept."""
 MOST_SESSIONS: Final = 256
+_NO_FILE: Final = "none of this build-id: names and unwinding are the kernel's own, out of its memory"
+_ENTRIES: Final = ".orc_unwind"
+_PLACES: Final = ".orc_unwind_ip"
 _FOLDER: Final = PurePosixPath("/kbridge")
 
 
@@ -123,14 +133,23 @@ class DebuggerObjects:
         return kernel
 
     def _name_main(self, kernel: Kernel) -> str:
-        build_id = kernel.file.linked.build_id
-        name = str(_FOLDER / f"vmlinux-{build_id[:12]}+{kernel.slide:#x}")
+        build_id = kernel.where.build_id
+        # Where it is tells two boots apart, whether or not it is known where it was linked.
+        name = str(_FOLDER / f"vmlinux-{build_id[:12]}@{kernel.where.notes:x}")
 
         def make() -> bytes:
-            with mapped(kernel.file.path) as image:
+            if kernel.path is None:
+                assert kernel.own is not None, "a kernel has a file, or its own tables"
+                unwinding = _unwinding(kernel.unwinding, kernel.own.unwind, 0)
+                return kallsyms_skeleton(
+                    kernel.own.symbols, (kernel.where.notes, kernel.own.notes), unwinding
+                )
+            with mapped(kernel.path) as image:
                 if elf.build_id(image) != build_id:
-                    raise SymbolError(f"{kernel.file.path} was changed: its build-id is no longer {build_id}")
-                return skeleton.vmlinux_skeleton(image, kernel.slide)
+                    raise SymbolError(f"{kernel.path} was changed: its build-id is no longer {build_id}")
+                slide = kernel.slide or 0
+                unwinding = _unwinding(kernel.unwinding, _unwind_in(image), -slide)
+                return skeleton.vmlinux_skeleton(image, slide, unwinding)
 
         self._offer(name, make)
         return name
@@ -141,25 +160,23 @@ class DebuggerObjects:
         told.has_asked_for_modules = True
         kernel = await self._look()
         found = await self._kernel.modules(kernel)
-        files = [await self._module_file(one) for one in found.modules]
+        paths = await self._in_thread(
+            lambda: [self._finder.module(one.name, one.build_id) for one in found.modules]
+        )
+        unwinds = await self._kernel.module_unwinds(found.modules)
+        alone = tuple(one for one, path in zip(found.modules, paths, strict=True) if path is None)
+        symbols = dict(zip(alone, await self._kernel.module_symbols(alone), strict=True))
+        modules = [
+            _ModuleFile(one, path, kernel.unwinding, unwind, symbols.get(one, ()))
+            for one, path, unwind in zip(found.modules, paths, unwinds, strict=True)
+        ]
+        for one in modules:
+            self._offer(one.name, one.make)
+        contents = [await self._file(one.name) or b"" for one in modules]
         told.modules = found
-        return libraries_xml(files)
-
-    async def _module_file(self, module: Module) -> tuple[str, list[int]]:
-        """Offer a module's file; return its name, and where the sections in it are."""
-        name = str(_FOLDER / "modules" / f"{module.base:x}" / f"{module.name}.ko")
-        path = await self._in_thread(partial(self._finder.module, module.name, module.build_id))
-        addresses = {one.name: one.address for one in module.sections}
-
-        def make() -> bytes:
-            if path is None:
-                return skeleton.bare_module(addresses, module.base, module.size)
-            with mapped(path) as image:
-                return skeleton.module_skeleton(image, addresses)
-
-        self._offer(name, make)
-        contents = await self._file(name)
-        return name, [addresses.get(one, module.base) for one in skeleton.allocated(contents or b"")]
+        return libraries_xml(
+            [(one.name, one.addresses(data)) for one, data in zip(modules, contents, strict=True)]
+        )
 
     # -- files ----------------------------------------------------------------------------------------------
 
@@ -208,10 +225,14 @@ class DebuggerObjects:
         except (SymbolError, KbridgeError) as error:
             lines = [f"no symbols: {error}"]
         else:
+            slide = (
+                "unknown: no file tells where it was linked" if kernel.slide is None else hex(kernel.slide)
+            )
             lines = [
-                f"kernel     build-id {kernel.file.linked.build_id}",
-                f"file       {kernel.file.path}",
-                f"slide      {kernel.slide:#x} (by the {kernel.way}, its build-id read back there)",
+                f"kernel     build-id {kernel.where.build_id}",
+                f"file       {kernel.path or _NO_FILE}",
+                f"slide      {slide}",
+                f"found by   {kernel.way}; its build-id was read back",
             ]
         lines.extend(f"not used   {path}: {why}" for path, why in self._finder.problems.items())
         return "\n".join(lines) + "\n"
@@ -228,6 +249,62 @@ class DebuggerObjects:
             path = await self._in_thread(partial(self._finder.module, one.name, one.build_id))
             lines.append(f"{one.name:{width}}  {one.base:#018x}  {one.size:9}  {path or 'none found'}")
         return "\n".join(lines) + "\n"
+
+
+@dataclass(frozen=True, slots=True)
+class _ModuleFile:
+    """A module and what its file is made of."""
+
+    module: Module
+    path: Path | None
+    unwinding: OrcLayout | None
+    unwind: Unwind | None
+    symbols: tuple[ModuleSymbol, ...]
+
+    @property
+    def name(self) -> str:
+        return str(_FOLDER / "modules" / f"{self.module.base:x}" / f"{self.module.name}.ko")
+
+    def make(self) -> bytes:
+        """Make the file; in a thread, because it is read and written there."""
+        places = {one.name: one.address for one in self.module.sections}
+        base, size = self.module.base, self.module.size
+        unwinding = _unwinding(self.unwinding, self.unwind, places.get(".text", base))
+        if self.path is None:
+            return bare_module(places, base, size, self.symbols, unwinding)
+        with mapped(self.path) as image:
+            return skeleton.module_skeleton(image, places, unwinding)
+
+    def addresses(self, contents: bytes) -> list[int]:
+        """Return where the sections of the file are that was made."""
+        places = {one.name: one.address for one in self.module.sections}
+        return [places.get(one, self.module.base) for one in skeleton.allocated(contents)] if contents else []
+
+
+def _unwinding(layout: OrcLayout | None, unwind: Unwind | None, origin: int) -> bytes:
+    """Return the ``.debug_frame`` for unwind tables, addresses counted from ``origin``; none where there are none."""
+    if layout is None or unwind is None:
+        return b""
+    try:
+        return debug_frame(layout, unwind.entries, orc.places(unwind.places, unwind.at), origin)
+    except SymbolError:
+        # Kernels before 5.4 sort their tables while they boot; names are worth having without.
+        return b""
+
+
+def _unwind_in(image: Image) -> Unwind | None:
+    """Return the unwind tables in a kernel's file, addresses as linked."""
+    found = {one.name: one for one in elf.sections(image) if one.name in (_ENTRIES, _PLACES)}
+    if len(found) < 2 or any(one.kind == elf.SHT_NOBITS for one in found.values()):
+        return None
+    for one in found.values():
+        elf.check_inside(image, one)
+    entries, places = found[_ENTRIES], found[_PLACES]
+    return Unwind(
+        image[entries.offset : entries.offset + entries.size],
+        places.address,
+        image[places.offset : places.offset + places.size],
+    )
 
 
 def libraries_xml(files: list[tuple[str, list[int]]]) -> bytes:
