@@ -76,6 +76,13 @@ UNDERSTOOD: dict[bytes, Request] = {
     b"qCRC:ffffffff81000000,1000": packets.ChecksumMemory(0xFFFFFFFF81000000, 4096),
     b"QNonStop:0": packets.NonStop(False),
     b"QNonStop:1": packets.NonStop(True),
+    b"vFile:open:2f6b6272696467652f76,0,0": packets.OpenFile("/kbridge/v", 0),
+    b"vFile:pread:3,1000,20": packets.ReadFile(3, 4096, 32),
+    b"vFile:fstat:3": packets.StatFile(3),
+    b"vFile:close:3": packets.CloseFile(3),
+    b"vFile:setfs:0": packets.SelectFiles(),
+    b"vFile:unlink:2f": packets.OtherFile("unlink"),
+    b"vFile:lstat:2f757372": packets.OtherFile("lstat"),
     b"qHostInfo": packets.DescribeHost(),
     b"qProcessInfo": packets.DescribeProcess(),
 }
@@ -83,7 +90,6 @@ UNDERSTOOD: dict[bytes, Request] = {
 NEVER = [
     b"", b"!", b"R00", b"r", b"A4,0,61", b"d", b"i", b"I", b"t0:0,0", b"F-1,4",
     b"vRun", b"vRun;2f62696e2f7368", b"vAttach;1", b"vStopped", b"vCtrlC", b"vMustReplyEmpty",
-    b"vFile:open:2f6574632f706173737764,0,0", b"vFile:setfs:0", b"vFile:unlink:2f",
     b"vFlashErase:0,1000", b"vFlashDone",
     b"Qqemu.PhyMemMode:1", b"qqemu.PhyMemMode", b"qqemu.sstepbits", b"Qqemu.sstep=7", b"qqemu.Supported",
     b"QPassSignals:e", b"QProgramSignals:0", b"QAgent:1", b"QSetWorkingDir:2f",
@@ -125,6 +131,15 @@ def test_an_observer_may_not_write() -> None:
 
 
 WRONG = [
+    b"vFile",
+    b"vFile:",
+    b"vFile:open:2f",
+    b"vFile:open:zz,0,0",
+    b"vFile:pread:3,1000",
+    b"vFile:pread:x,1000,0",
+    b"vFile:fstat:",
+    b"vFile:close:3,4",
+    b"vFile:open:" + b"61" * 5000 + b",0,0",
     b"m",
     b"m10",
     b"m10,",

@@ -385,6 +385,7 @@ EXAMPLES = {
     "qSupported": b"qSupported", "qSymbol": b"qSymbol::", "qThreadExtraInfo": b"qThreadExtraInfo,1",
     "qXfer": b"qXfer:features:read:target.xml:0,1000", "qfThreadInfo": b"qfThreadInfo", "qsThreadInfo": b"qsThreadInfo",
     "vCont": b"vCont;s:1;c", "vCont?": b"vCont?", "vKill": b"vKill;1",
+    "vFile": b"vFile:open:2f,0,0",
 }  # fmt: skip
 
 GREETINGS = {
@@ -397,7 +398,7 @@ WHY = "the guest has run since stop 3"
 
 NEVER_REFUSED = {
     "QEnableErrorStrings", "QStartNoAckMode", "qAttached", "qC", "qSymbol", "qsThreadInfo", "vCont?", "H", "D", "k",
-    "qRcmd", "T", "qfThreadInfo",
+    "qRcmd", "T", "qfThreadInfo", "vFile",
 }  # fmt: skip
 """What is answered by the session itself, or must not be an error: a thread that gdb asks for stays alive."""
 
