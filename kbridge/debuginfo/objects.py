@@ -234,6 +234,12 @@ class DebuggerObjects:
                 f"slide      {slide}",
                 f"found by   {kernel.way}; its build-id was read back",
             ]
+            files = await self._in_thread(self._finder.kernels)
+            lines.extend(
+                f"not used   {one.path}: it is of build-id {one.linked.build_id}, not of {kernel.where.build_id}"
+                for one in files
+                if one.linked.build_id != kernel.where.build_id
+            )
         lines.extend(f"not used   {path}: {why}" for path, why in self._finder.problems.items())
         return "\n".join(lines) + "\n"
 
