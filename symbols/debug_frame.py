@@ -39,6 +39,7 @@ _DEF_CFA_SF, _DEF_CFA_OFFSET_SF, _OFFSET_EXTENDED_SF, _UNDEFINED = 0x12, 0x13, 0
 _BREG, _DEREF, _CONSTS, _PLUS = 0x70, 0x06, 0x11, 0x22
 _DATA_ALIGNMENT: Final = -8
 _CIE_ID: Final = 0xFFFF_FFFF
+_INTERRUPTED: Final = (Shape.REGISTERS, Shape.PARTIAL)
 _DESCRIBED: Final = (Shape.CALL, Shape.REGISTERS, Shape.PARTIAL, Shape.END)
 
 
@@ -72,7 +73,7 @@ class _Writer:
 
     def _common(self, shape: Shape) -> int:
         """Write what the descriptions of one shape have in common; return where."""
-        augmentation = b"S\0" if shape in (Shape.REGISTERS, Shape.PARTIAL) else b"\0"
+        augmentation, data = (b"zS\0", b"\0") if shape in _INTERRUPTED else (b"\0", b"")
         match shape:
             case Shape.CALL:
                 rules = bytes((_DEF_CFA, _RSP, 8, _OFFSET | _RIP, 1))
@@ -84,7 +85,7 @@ class _Writer:
                 rules = bytes((_DEF_CFA, _RSP, 8, _UNDEFINED, _RIP))
         # Version 4: the sizes of an address and of a segment's selector follow the augmentation.
         head = struct.pack("<IB", _CIE_ID, 4) + augmentation + bytes((8, 0, 1)) + _sleb(_DATA_ALIGNMENT)
-        return self._add(head + _uleb(_RIP) + rules)
+        return self._add(head + _uleb(_RIP) + data + rules)
 
     def write(self, entries: bytes, places: list[int]) -> bytes:
         rows = [entries[at : at + ENTRY_BYTES] for at in range(0, len(entries), ENTRY_BYTES)]
@@ -119,11 +120,17 @@ class _Writer:
             program.append(change)
             last, at = row, place
             count += 1
+        if places:
+            # The last entry bounds the one before it where it says nothing; else it holds for its own address at least.
+            ends = known[rows[-1]].shape is Shape.UNKNOWN
+            self._describe(shape, begin, places[-1] + (not ends), program)
         return b"".join(self._parts)
 
     def _describe(self, shape: Shape, begin: int, end: int, program: list[bytes]) -> None:
         if shape is not Shape.UNKNOWN and begin < end:
             head = struct.pack("<IQQ", self._cies[shape], begin - self._origin & _WORD, end - begin)
+            if shape in _INTERRUPTED:
+                head += b"\0"  # the length of its augmentation
             self._add(head + b"".join(program))
 
     def _change(self, before: Entry | None, entry: Entry) -> bytes:
