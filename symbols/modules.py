@@ -63,6 +63,8 @@ class ModuleLayout:
     build_id: int | None
     count: int | None
     """Of the number of sections; None where a list of pointers ends with a zero (6.14 and later)."""
+    pointers: int
+    """Of the pointer to that list, where there is one."""
     entries: int
     """Of the sections in ``struct module_sect_attrs``."""
     entry_size: int
@@ -102,6 +104,7 @@ def layout(btf: Btf) -> ModuleLayout:
         attributes=btf.offset(module, "sect_attrs"),
         build_id=btf.offset(module, "build_id") if btf.has(module, "build_id") else None,
         count=btf.offset(attributes, "nsections") if counted else None,
+        pointers=0 if counted else btf.offset(attributes, "grp.bin_attrs"),
         entries=btf.offset(attributes, "attrs"),
         entry_size=btf.size(entry),
         entry_name=btf.offset(entry, "battr.attr.name" if btf.has(entry, "battr") else "attr.name"),
@@ -199,8 +202,7 @@ def _build_ids(sections: list[tuple[ModuleSection, ...]]) -> Search[list[BuildId
 
 def _counts(where: ModuleLayout, attributes: list[int]) -> Search[list[int]]:
     if where.count is None:
-        # The group's ``bin_attrs``, third of its pointers, is a list that ends with a zero.
-        lists = yield tuple(Read(one + 4 * _POINTER.size, _POINTER.size) for one in attributes)
+        lists = yield tuple(Read(one + where.pointers, _POINTER.size) for one in attributes)
         tables = yield tuple(Read(_pointer(one, 0), (MOST_SECTIONS + 1) * _POINTER.size) for one in lists)
         counts = [next((i for i in range(len(one) // 8) if not _pointer(one, i * 8)), 0) for one in tables]
     else:
