@@ -1,0 +1,162 @@
+"""What debuggers are served of a made-up guest: names, files, changes, limits, and nothing where nothing is known."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TypeVar
+
+from symbols_lab import Image
+from test_debuginfo_finders import ONE, TWO, kernel
+from test_symbols_modules import kernel_in
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred
+from twisted.trial.unittest import TestCase
+
+from kbridge.debuginfo import objects
+from kbridge.debuginfo.finders import Finder, read_kernel
+from kbridge.debuginfo.objects import DebuggerObjects, libraries_xml
+from kbridge.errors import GuestError
+from symbols import elf
+from symbols.reads import Search
+
+_Result = TypeVar("_Result")
+
+
+class Memory:
+    """A guest's memory that a test exchanges, or takes away."""
+
+    def __init__(self) -> None:
+        self.image = Image()
+        self.problem: Exception | None = None
+        self.stalls = False
+
+    async def run(self, search: Search[_Result]) -> _Result:
+        if self.stalls:
+            await Deferred()
+        if self.problem is not None:
+            raise self.problem
+        return self.image.run(search)
+
+
+class ObjectsTest(TestCase):
+    def setUp(self) -> None:
+        self.dir = Path(self.mktemp())
+        self.dir.mkdir()
+        (self.dir / "vmlinux").write_bytes(kernel(ONE))
+        (self.dir / "vmlinux-2").write_bytes(kernel(TWO))
+        self.memory = Memory()
+        self.objects = DebuggerObjects(reactor, "web1", self.memory, Finder(None, [self.dir]))
+        self.boot("vmlinux", 0x200000)
+
+    def boot(self, name: str, slide: int) -> None:
+        self.memory.image = Image()
+        linked = read_kernel(self.dir / name).linked
+        kernel_in(self.memory.image, linked, slide)
+
+    def ask(self, kind: str, key: str = "", session: str = "ann") -> Deferred[bytes | None]:
+        answered: Deferred[bytes | None] = Deferred()
+        self.objects.ask(session, kind, key, answered.callback)
+        return answered
+
+    async def test_the_main_file_is_at_its_true_address(self) -> None:
+        name = await self.ask("exec-file")
+        assert name is not None
+        assert re.fullmatch(rb"/kbridge/vmlinux-000102030405@ffffffff81201000", name)
+        image = await self.ask("file", name.decode())
+        assert image is not None
+        assert elf.symbol_values(image, ["modules"]) == {"modules": 0xFFFFFFFF81200020}
+        assert elf.build_id(image) == ONE.hex()
+        assert await self.ask("file", name.decode()) is image
+
+    async def test_names_that_were_not_offered_lead_nowhere(self) -> None:
+        await self.ask("exec-file")
+        for name in ("", "/etc/passwd", "/kbridge/vmlinux", "/kbridge/../etc/passwd", "just probing"):
+            assert await self.ask("file", name) is None
+        assert await self.ask("auxv") is None
+
+    async def test_a_reboot_is_told_to_each_session_once(self) -> None:
+        first = await self.ask("exec-file")
+        await self.ask("exec-file", session="ben")
+        assert await self.ask("changes") == b""
+        self.boot("vmlinux", 0x400000)
+        told = await self.ask("changes")
+        assert told is not None
+        name = bytes.fromhex(told.removeprefix(b"exec:").decode())
+        assert name != first
+        assert await self.ask("changes") == b""
+        assert await self.ask("changes", session="ben") == told
+        assert await self.ask("file", name.decode())
+
+    async def test_another_kernel_is_told_as_such(self) -> None:
+        await self.ask("exec-file")
+        self.boot("vmlinux-2", 0x200000)
+        told = await self.ask("changes")
+        assert told is not None
+        assert b"vmlinux-0102030405" in bytes.fromhex(told.removeprefix(b"exec:").decode())
+
+    async def test_who_came_before_there_was_a_kernel_is_told_when_there_is(self) -> None:
+        self.memory.image = Image()
+        assert await self.ask("exec-file") is None
+        assert await self.ask("changes") is None
+        self.boot("vmlinux", 0x200000)
+        told = await self.ask("changes")
+        assert told is not None
+        assert told.startswith(b"exec:")
+
+    async def test_no_memory_and_no_files_are_no_objects_and_a_reason(self) -> None:
+        self.memory.problem = GuestError("the guest runs")
+        assert await self.ask("exec-file") is None
+        assert self.objects.problem == "the guest runs"
+        assert "no symbols: the guest runs" in await self.objects.describe()
+        self.memory.problem = None
+        self.memory.image = Image()
+        assert await self.ask("libraries") is None
+        assert "has no interrupt table" in await self.objects.describe()
+        assert "no list of modules" in await self.objects.describe_modules()
+        self.boot("vmlinux", 0)
+        assert await self.ask("exec-file") is not None
+        assert self.objects.problem == ""
+
+    async def test_a_guest_that_does_not_answer_is_given_up(self) -> None:
+        self.patch(objects, "ANSWER_SECONDS", 0.05)
+        self.memory.stalls = True
+        assert await self.ask("exec-file") is None
+        assert "no answer" in self.objects.problem or self.objects.problem
+
+    async def test_a_file_that_was_exchanged_is_not_served_for_the_old_one(self) -> None:
+        name = await self.ask("exec-file")
+        assert name is not None
+        (self.dir / "vmlinux").write_bytes(kernel(TWO))
+        assert await self.ask("file", name.decode()) is None
+        assert "was changed" in self.objects.problem
+
+    async def test_sessions_and_files_are_limited(self) -> None:
+        self.patch(objects, "MOST_SESSIONS", 4)
+        self.patch(objects, "MOST_BYTES", 1)
+        for number in range(10):
+            self.boot("vmlinux", number << 21)
+            name = await self.ask("exec-file", session=f"user-{number}")
+            assert name is not None
+            assert await self.ask("file", name.decode())
+        assert len(self.objects._told) == 4
+        assert len(self.objects._made) == 1
+        assert len(self.objects._makers) <= 8
+
+    async def test_a_bug_is_logged_and_answered(self) -> None:
+        self.memory.problem = ZeroDivisionError("on purpose")
+        assert await self.ask("exec-file") is None
+        assert len(self.flushLoggedErrors(ZeroDivisionError)) == 1
+
+    async def test_a_kernel_whose_types_are_not_known_has_no_list_of_modules(self) -> None:
+        await self.ask("exec-file")
+        assert await self.ask("libraries") is None
+        assert "no BTF" in self.objects.problem
+
+
+def test_the_list_of_libraries() -> None:
+    found = libraries_xml([("/kbridge/a<b.ko", [0x1000, 0x2000]), ("/kbridge/empty.ko", [])])
+    sections = b'<section address="0x1000"/><section address="0x2000"/>'
+    assert b'<library name="/kbridge/a&lt;b.ko">' + sections + b"</library>" in found
+    assert b"empty" not in found
+    assert libraries_xml([]) == b"<library-list>\n</library-list>"
