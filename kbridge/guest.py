@@ -61,6 +61,7 @@ class Guest:
         self.name = name
         self.config = config
         self.runtime = runtime
+        self.state_dir = state
         self._debug_dirs = tuple(debug_dirs)
         self.access = access
         self._reactor = reactor

@@ -119,7 +119,11 @@ class Relay:
             lambda: self._exchange.client.state is State.STOPPED,
             machine,
         )
-        self.objects = None if finder is None else DebuggerObjects(reactor, guest, memory, finder)
+        self.objects = (
+            None
+            if finder is None
+            else DebuggerObjects(reactor, guest, memory, finder, debug_links(journal_path.parent))
+        )
         self._exchange = Exchange(
             guest,
             replace(dialect, request_timeout=stub_timeout_seconds),
@@ -570,6 +574,11 @@ class Relay:
 
 def _nothing() -> None:
     """Stand in for an unsubscription that is not needed."""
+
+
+def debug_links(state: Path) -> Path:
+    """Return the folder in which a guest's debug files are named by their build-ids."""
+    return state / "debug"
 
 
 def stub_path(runtime: Path) -> Path:

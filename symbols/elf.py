@@ -6,6 +6,7 @@ Only 64-bit little-endian files, which is what Linux kernels for x86-64 and arm6
 from __future__ import annotations
 
 import struct
+from mmap import mmap
 from typing import TYPE_CHECKING, Final
 
 from symbols.errors import NotAnElf
@@ -13,9 +14,9 @@ from symbols.model import BuildId, Section
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from mmap import mmap
 
-    Image = bytes | mmap
+Image = bytes | mmap
+"""The bytes of a file, or the file mapped."""
 
 _HEADER: Final = struct.Struct("<16sHHIQQQIHHHHHH")
 _SECTION: Final = struct.Struct("<IIQQQQIIQQ")

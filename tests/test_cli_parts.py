@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from kbridge.cli import SECTIONS, main
 from kbridge.commands.attach_command import ssh_arguments
-from kbridge.commands.gdb_command import gdb_arguments, symbol_commands
+from kbridge.commands.gdb_command import gdb_arguments
 from kbridge.commands.power_command import ACTIONS
 from kbridge.console.log import Missing, Text
 from kbridge.console.timeline import Event
@@ -177,20 +177,17 @@ def test_words_of_an_event_are_one_line_without_escapes() -> None:
 # ── what other programs are given ───────────────────────────────────────────────────────────────────────────
 
 
-def test_gdb_loads_symbols_before_it_stops_the_guest() -> None:
-    status: dict[str, Any] = {"debug_dirs": ["/a", "/b"]}
-    arguments = gdb_arguments(status, "/run/web1/gdb", symbol_commands("/v", 0x1000000, per_cpu=None))
+def test_gdb_is_told_where_debug_files_are_and_the_kernels_scripts(tmp_path: Path) -> None:
+    status: dict[str, Any] = {"debug_dirs": ["/a", "/b"], "vmlinux": None}
+    arguments = gdb_arguments(status, "/run/web1/gdb")
     commands = arguments[1::2]
     assert arguments[0::2] == ["-ex"] * len(commands)
     assert commands[0] == "set debug-file-directory /a:/b"
-    assert commands[-2:] == ['symbol-file "/v" -o 0x1000000', "target remote /run/web1/gdb"]
-
-
-def test_per_cpu_symbols_that_are_offsets_do_not_slide() -> None:
-    assert symbol_commands("/v", 0x1000000, per_cpu=0)[1] == (
-        'add-symbol-file "/v" -o 0x1000000 -s .data..percpu 0'
-    )
-    assert symbol_commands("/v", 0x1000000, per_cpu=0xFFFFFFFF82000000) == ('symbol-file "/v" -o 0x1000000',)
+    assert commands[-1] == "target remote /run/web1/gdb"
+    status["vmlinux"] = str(tmp_path / "vmlinux")
+    assert gdb_arguments(status, "/run/web1/gdb") == arguments
+    (tmp_path / "vmlinux-gdb.py").touch()
+    assert gdb_arguments(status, "/run/web1/gdb")[-1] == f"source {tmp_path / 'vmlinux-gdb.py'}"
 
 
 def test_ssh_runs_the_other_hosts_relay() -> None:

@@ -9,7 +9,7 @@ import pytest
 from symbols_lab import Types, note
 from test_symbols_skeleton import ALLOC, EXEC, made
 
-from kbridge.debuginfo.finders import Finder, read_kernel, read_layouts
+from kbridge.debuginfo.finders import Finder, link_debug_file, mapped, read_kernel, read_layouts
 from symbols.errors import SymbolError
 from symbols.model import BuildId
 
@@ -118,6 +118,24 @@ def test_a_module_is_found_by_its_build_id_or_by_name(tmp_path: Path) -> None:
     assert finder.module("virtio_net", BuildId("ab" * 20)) is None
     assert finder.module("broken", BuildId(TWO.hex())) is None
     assert finder.module("absent", None) is None
+
+
+def test_a_file_with_dwarf_is_named_by_its_build_id(tmp_path: Path) -> None:
+    build_id = BuildId(ONE.hex())
+    path, links = tmp_path / "vmlinux", tmp_path / "links"
+    link = links / ".build-id" / build_id[:2] / f"{build_id[2:]}.debug"
+    path.write_bytes(kernel(ONE))
+    with mapped(path) as image:
+        link_debug_file(links, build_id, path, image)
+    assert not link.exists()
+    for name in ("vmlinux", "other"):
+        path = tmp_path / name
+        path.write_bytes(made([(".debug_info", 1, 0, 0, bytes(8))], []))
+        for _ in range(2):
+            with mapped(path) as image:
+                link_debug_file(links, build_id, path, image)
+            assert link.resolve() == path
+    assert [one.name for one in link.parent.iterdir()] == [link.name]
 
 
 def test_an_empty_configuration_finds_nothing() -> None:

@@ -46,7 +46,9 @@ class ObjectsTest(TestCase):
         (self.dir / "vmlinux").write_bytes(kernel(ONE))
         (self.dir / "vmlinux-2").write_bytes(kernel(TWO))
         self.memory = Memory()
-        self.objects = DebuggerObjects(reactor, "web1", self.memory, Finder(None, [self.dir]))
+        self.objects = DebuggerObjects(
+            reactor, "web1", self.memory, Finder(None, [self.dir]), self.dir / "links"
+        )
         self.boot("vmlinux", 0x200000)
 
     def boot(self, name: str, slide: int) -> None:

@@ -7,6 +7,7 @@ and time of change.
 from __future__ import annotations
 
 import mmap
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import Final, TypeVar
 
 from symbols import elf, modules, orc
 from symbols.btf import Btf, BtfError
+from symbols.elf import Image
 from symbols.errors import SymbolError
 from symbols.kaslr import DIVIDE_ERROR_SYMBOL, Linked
 from symbols.model import BuildId
@@ -93,6 +95,21 @@ def _layout(read: Callable[[Btf], _Result], known: Btf) -> _Result | None:
         return read(known)
     except BtfError:
         return None
+
+
+def link_debug_file(folder: Path, build_id: BuildId, path: Path, image: Image) -> None:
+    """Name a file with DWARF by its build-id in a folder, as gdb looks for it.  Raises ``OSError``."""
+    if not any(section.name in (".debug_info", ".zdebug_info") for section in elf.sections(image)):
+        return
+    link = folder / ".build-id" / build_id[:2] / f"{build_id[2:]}.debug"
+    target = path.resolve()
+    if link.is_symlink() and link.readlink() == target:
+        return
+    link.parent.mkdir(parents=True, exist_ok=True)
+    made = link.with_suffix(f".{os.getpid()}")
+    made.unlink(missing_ok=True)
+    made.symlink_to(target)
+    made.replace(link)
 
 
 class Finder:

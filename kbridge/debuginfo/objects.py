@@ -22,7 +22,7 @@ from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 
-from kbridge.debuginfo.finders import mapped
+from kbridge.debuginfo.finders import link_debug_file, mapped
 from kbridge.debuginfo.kernel import GuestKernel, Kernel, Memory, Unwind
 from kbridge.errors import KbridgeError
 from symbols import elf, orc, skeleton
@@ -60,12 +60,17 @@ class _Told:
 
 
 class DebuggerObjects:
-    """What the debuggers of one guest are served; the module's text says how."""
+    """What the debuggers of one guest are served; the module's text says how.
+
+    ``links``: a folder for debug files, as gdb looks for them by build-id, in which the files that were found are named
+    so: a distribution's are not.
+    """
 
     _log = Logger()
 
-    def __init__(self, reactor: Any, guest: str, memory: Memory, finder: Finder) -> None:
+    def __init__(self, reactor: Any, guest: str, memory: Memory, finder: Finder, links: Path) -> None:
         self._reactor = reactor
+        self._links = links
         self._guest = guest
         self._finder = finder
         self._kernel = GuestKernel(memory, finder, self._in_thread)
@@ -85,8 +90,10 @@ class DebuggerObjects:
         answer.addTimeout(ANSWER_SECONDS, self._reactor)
 
         def failed(failure: Any) -> None:
-            if failure.check(KbridgeError, SymbolError, OSError, DeferredTimeout):
-                self._note(str(failure.value) or f"no answer within {ANSWER_SECONDS:g} s")
+            if failure.check(DeferredTimeout):
+                self._note(f"no answer within {ANSWER_SECONDS:g} s")
+            elif failure.check(KbridgeError, SymbolError, OSError):
+                self._note(str(failure.value))
             else:
                 self._log.failure("{guest}: a bug", failure, guest=self._guest)
 
@@ -147,6 +154,7 @@ class DebuggerObjects:
             with mapped(kernel.path) as image:
                 if elf.build_id(image) != build_id:
                     raise SymbolError(f"{kernel.path} was changed: its build-id is no longer {build_id}")
+                link_debug_file(self._links, build_id, kernel.path, image)
                 slide = kernel.slide or 0
                 unwinding = _unwinding(kernel.unwinding, _unwind_in(image), -slide)
                 return skeleton.vmlinux_skeleton(image, slide, unwinding)
@@ -167,7 +175,7 @@ class DebuggerObjects:
         alone = tuple(one for one, path in zip(found.modules, paths, strict=True) if path is None)
         symbols = dict(zip(alone, await self._kernel.module_symbols(alone), strict=True))
         modules = [
-            _ModuleFile(one, path, kernel.unwinding, unwind, symbols.get(one, ()))
+            _ModuleFile(one, path, kernel.unwinding, unwind, symbols.get(one, ()), self._links)
             for one, path, unwind in zip(found.modules, paths, unwinds, strict=True)
         ]
         for one in modules:
@@ -266,6 +274,7 @@ class _ModuleFile:
     unwinding: OrcLayout | None
     unwind: Unwind | None
     symbols: tuple[ModuleSymbol, ...]
+    links: Path
 
     @property
     def name(self) -> str:
@@ -279,6 +288,8 @@ class _ModuleFile:
         if self.path is None:
             return bare_module(places, base, size, self.symbols, unwinding)
         with mapped(self.path) as image:
+            if self.module.build_id is not None:
+                link_debug_file(self.links, self.module.build_id, self.path, image)
             return skeleton.module_skeleton(image, places, unwinding)
 
     def addresses(self, contents: bytes) -> list[int]:

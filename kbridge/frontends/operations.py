@@ -16,6 +16,7 @@ from kbridge.frontends.problems import Kind, ProblemError
 from kbridge.frontends.trace_stream import TracePieces, TraceSession
 from kbridge.hypervisors.qemu import QemuMachine
 from kbridge.memory.sources import MonitorMemory
+from kbridge.relay import debug_links
 from kbridge.trace.reader import TraceReader
 from kbridge.version import VERSION
 from symbols import kaslr
@@ -274,7 +275,10 @@ def status(daemon: Daemon, guest: Guest) -> models.GuestStatus:
             console=None if guest.line is None else str(runtime / "console"),
         ),
         vmlinux=None if config.vmlinux is None else str(config.vmlinux),
-        debug_dirs=[str(path) for path in (*config.debug_dirs, *daemon.config.relay.debug_dirs)],
+        debug_dirs=[
+            str(path)
+            for path in (*config.debug_dirs, *daemon.config.relay.debug_dirs, debug_links(guest.state_dir))
+        ],
     )
 
 
