@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ from twisted.internet.task import Clock
 from gdbstubs.wire import frame
 from kbridge.console.mapped import HEADER_BYTES, MappedFile, Word
 from kbridge.trace.reader import LATER, Line, TraceReader, as_json, from_json
-from kbridge.trace.record import WAKE_SECONDS, PacketRecord
+from kbridge.trace.record import MOST_KEPT_CHUNKS, WAKE_SECONDS, WRITE_SECONDS, PacketRecord
 from kbridge.trace.ring import (
     MAGIC,
     MOST_KEPT,
@@ -372,14 +373,43 @@ def test_no_file_before_a_debugger_comes(tmp_path: Path) -> None:
     record = PacketRecord(Clock(), tmp_path, SMALL)
     record.close()
     assert list(tmp_path.iterdir()) == []
-    record = PacketRecord(Clock(), tmp_path, SMALL)
+    clock = Clock()
+    record = PacketRecord(clock, tmp_path, SMALL)
     record.tap("ann", False, b"$g#67")
+    clock.advance(WRITE_SECONDS)
     assert [one.name for one in tmp_path.iterdir()] == ["packets.ring"]
     record.close()
     record.tap("ann", False, b"late")
     view = ChunkView.open(tmp_path / "packets.ring")
     assert [one.data for one in entries(view) if isinstance(one, Chunk)] == [b"$g#67"]
     view.close()
+
+
+def test_chunks_are_written_together_with_the_times_at_which_they_passed(tmp_path: Path) -> None:
+    clock = Clock()
+    record = PacketRecord(clock, tmp_path, SMALL)
+    view = record.ring
+    first = time.monotonic_ns()
+    for number in range(MOST_KEPT_CHUNKS - 1):
+        record.tap("ann", number % 2 == 0, b"%d" % number)
+    last = time.monotonic_ns()
+    assert not [one for one in entries(view) if isinstance(one, Chunk)]
+    record.tap("ann", False, b"one more")
+    found = [one for one in entries(view) if isinstance(one, Chunk)]
+    assert [one.data for one in found] == [*(b"%d" % one for one in range(MOST_KEPT_CHUNKS - 1)), b"one more"]
+    times = [one.mono_ns for one in found]
+    assert times == sorted(times)
+    # Written later, they are some microseconds off.
+    assert first - 1_000_000 <= times[0]
+    assert times[-2] <= last + 1_000_000
+    record.tap("ben", True, b"kept")
+    assert isinstance(entries(record.ring)[-1], Chunk), "whoever asks for the ring finds all that passed"
+    record.tap("ben", True, b"the end")
+    record.close()
+    assert not clock.getDelayedCalls()
+    record = PacketRecord(clock, tmp_path, SMALL)
+    assert b"the end" in [one.data for one in entries(record.ring) if isinstance(one, Chunk)]
+    record.close()
 
 
 def test_watchers_are_woken_together_and_not_too_often() -> None:
@@ -390,12 +420,15 @@ def test_watchers_are_woken_together_and_not_too_often() -> None:
     for _ in range(100):
         record.tap("ann", False, b"+")
     assert woken == []
+    clock.advance(WRITE_SECONDS)
+    assert woken == []
     clock.advance(WAKE_SECONDS)
     assert woken == [1]
     clock.advance(1)
     assert woken == [1]
     stop()
     record.tap("ann", False, b"+")
+    clock.advance(WRITE_SECONDS)
     assert not clock.getDelayedCalls()
     record.watch(lambda: woken.append(1))
     record.tap("ann", False, b"+")

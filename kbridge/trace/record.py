@@ -8,6 +8,7 @@ invariant   ``tap`` never raises: a debugger does not lose its stub because a di
 
 from __future__ import annotations
 
+from time import monotonic_ns as _mono_ns
 from typing import TYPE_CHECKING, Any, Final
 
 from twisted.logger import Logger
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 RING_NAME: Final = "packets.ring"
 DEFAULT_RING_BYTES: Final = 4 << 20
+WRITE_SECONDS: Final = 0.02
+MOST_KEPT_CHUNKS: Final = 64
+"""A chunk costs a third when many are written together, and nobody waits for it.  A relay that is killed loses them."""
 WAKE_SECONDS: Final = 0.05
 """Watchers are called at most so often: they are not to slow the debuggers that they look at."""
 
@@ -44,22 +48,41 @@ class PacketRecord:
         self._watchers: tuple[Callable[[], None], ...] = ()
         self._waking: IDelayedCall | None = None
         self._closed = False
+        self._kept: list[tuple[str, bool, bytes, int]] = []
+        """What passed and is not written yet: session, direction, bytes, monotonic ns."""
+        self._writing: IDelayedCall | None = None
 
     @property
     def ring(self) -> PacketRing:
-        """The ring, which is made if there is none yet; it lives until ``close``."""
-        return self._ring if self._ring is not None else self._open()
+        """The ring with all that passed, which is made if there is none yet; it lives until ``close``."""
+        self._write()
+        assert self._ring is not None, "writing makes it"
+        return self._ring
 
     def tap(self, session: str, to_peer: bool, data: bytes) -> None:
         """Record bytes that pass the socket of ``session`` (``stub``: the relay's own), to its peer or from it."""
-        ring = self._ring
-        if ring is None:
-            if self._closed:
-                return
-            ring = self._open()
-        ring.append(session, to_peer, data)
+        if self._closed:
+            return
+        kept = self._kept
+        kept.append((session, to_peer, data, _mono_ns()))
+        if len(kept) >= MOST_KEPT_CHUNKS:
+            self._write()
+        elif self._writing is None:
+            self._writing = self._reactor.callLater(WRITE_SECONDS, self._write_in_time)
         if self._watchers and self._waking is None:
             self._waking = self._reactor.callLater(WAKE_SECONDS, self._wake)
+
+    def _write_in_time(self) -> None:
+        self._writing = None
+        self._write()
+
+    def _write(self) -> None:
+        """Write to the ring what was kept, each chunk with the time at which it passed."""
+        ring = self._ring if self._ring is not None else self._open()
+        now = _mono_ns()
+        for session, to_peer, data, passed in self._kept:
+            ring.append(session, to_peer, data, now - passed)
+        self._kept.clear()
 
     def watch(self, watcher: Callable[[], None]) -> Callable[[], None]:
         """Call ``watcher`` soon after there is more, until the function returned is called."""
@@ -82,6 +105,11 @@ class PacketRecord:
         if self._waking is not None:
             self._waking.cancel()
             self._waking = None
+        if self._writing is not None:
+            self._writing.cancel()
+            self._writing = None
+        if self._kept:
+            self._write()
         if self._ring is None:
             return
         try:

@@ -187,41 +187,41 @@ class PacketRing(ChunkView):
             ) from error
         return ring
 
-    def append(self, session: str, to_peer: bool, data: bytes) -> None:
-        """Record a chunk that passed the socket of ``session``, to its peer or from it."""
+    def append(self, session: str, to_peer: bool, data: bytes, ago_ns: int = 0) -> None:
+        """Record a chunk that passed the socket of ``session``, to its peer or from it, so many nanoseconds ago."""
         name = self._names.get(session) or self._name(session)
         passed = len(data)
         if passed <= MOST_KEPT:
-            self._write(1 if to_peer else 0, name, data, passed)
+            self._write(1 if to_peer else 0, name, data, passed, ago_ns)
         else:
-            self._append_long(1 if to_peer else 0, name, data)
+            self._append_long(1 if to_peer else 0, name, data, ago_ns)
 
-    def _append_long(self, flags: int, name: bytes, data: bytes) -> None:
+    def _append_long(self, flags: int, name: bytes, data: bytes, ago_ns: int) -> None:
         """Record a long chunk as several, none of which ends within a packet, but for one that is too long itself."""
         at = 0
         while len(data) - at > MOST_KEPT:
             end = data.rfind(b"$", at + 1, at + MOST_KEPT + 1)
             if end > 0:
-                self._write(flags, name, data[at:end], end - at)
+                self._write(flags, name, data[at:end], end - at, ago_ns)
             else:
                 end = data.find(b"$", at + MOST_KEPT)
                 end = len(data) if end < 0 else end
-                self._write(flags, name, data[at : at + MOST_KEPT], end - at)
+                self._write(flags, name, data[at : at + MOST_KEPT], end - at, ago_ns)
             at = end
         if at < len(data):
-            self._write(flags, name, data[at:], len(data) - at)
+            self._write(flags, name, data[at:], len(data) - at, ago_ns)
 
     def note(self, words: str) -> None:
         """Record words about the record itself."""
         data = words.encode()[:MOST_KEPT]
-        self._write(_NOTE, b"", data, len(data))
+        self._write(_NOTE, b"", data, len(data), 0)
 
     def sync(self) -> None:
         """Write the ring to the disk and mark it as closed."""
         if self._file.path is not None:
             self._file.sync()
 
-    def _write(self, flags: int, name: bytes, data: bytes, passed: int) -> None:
+    def _write(self, flags: int, name: bytes, data: bytes, passed: int, ago_ns: int) -> None:
         head = self._head
         size = 28 + len(name) + len(data)  # _HEADER.size
         room = SEGMENT_BYTES - head % SEGMENT_BYTES
@@ -231,7 +231,9 @@ class PacketRing(ChunkView):
             head += room
         place = head % self.capacity
         self._body[place : place + size] = (
-            _pack(head & _LOW, len(data), len(name), flags, passed, _mono_ns(), _wall_ns()) + name + data
+            _pack(head & _LOW, len(data), len(name), flags, passed, _mono_ns() - ago_ns, _wall_ns() - ago_ns)
+            + name
+            + data
         )
         self._words[0] = self._head = head + size  # Word.HEAD
 
