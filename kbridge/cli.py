@@ -35,6 +35,9 @@ SECTIONS: Final[Mapping[str, Mapping[str, str]]] = {
         "power": "Switch, reset, pause or resume a guest.",
         "break": "Send BREAK and a SysRq key to a guest's kernel.",
     },
+    "Symbols": {
+        "symbols": "Look up names and source lines of a kernel.",
+    },
     "Plumbing": {
         "attach": "Connect stdin and stdout to a stub: for `target remote |`.",
         "config": "Explain or check the configuration.",

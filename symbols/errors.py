@@ -2,6 +2,7 @@
 
 SymbolError
 NotAnElf              the bytes are no ELF file, or a cut-off one
+IndexDamaged          an index is of another version, or damaged
 SlideUnknown          guest memory does not show where the kernel was put
 """
 
@@ -14,6 +15,10 @@ class SymbolError(Exception):
 
 class NotAnElf(SymbolError):
     """The bytes are no ELF file that we can read, or are cut off."""
+
+
+class IndexDamaged(SymbolError):
+    """An index of ours that cannot be trusted: it is to be made anew."""
 
 
 class SlideUnknown(SymbolError):

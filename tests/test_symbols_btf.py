@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from symbols_lab import Types
 
-from kbridge.debuginfo.finders import mapped
+from kbridge.debuginfo.mapping import mapped
 from symbols import elf, modules, orc
 from symbols.btf import Btf, BtfError
 

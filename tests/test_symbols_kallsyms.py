@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from symbols_lab import Image
 
-from kbridge.debuginfo.finders import mapped
+from kbridge.debuginfo.mapping import mapped
 from symbols import elf, kallsyms
 from symbols.kallsyms import Kallsyms, KallsymsError
 

@@ -6,15 +6,14 @@ and time of change.
 
 from __future__ import annotations
 
-import mmap
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Final, TypeVar
 
+from kbridge.debuginfo.mapping import mapped
 from symbols import elf, modules, orc
 from symbols.btf import Btf, BtfError
 from symbols.elf import Image
@@ -51,13 +50,6 @@ class KernelFile:
     """Of ``struct module``; None where the file has no BTF that tells it."""
     unwinding: OrcLayout | None
     """Of ``struct orc_entry``; likewise."""
-
-
-@contextmanager
-def mapped(path: Path) -> Iterator[mmap.mmap]:
-    """Map a file for reading.  Raises ``OSError``, and ``ValueError`` for an empty one."""
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as image:
-        yield image
 
 
 def read_kernel(path: Path) -> KernelFile:

@@ -22,8 +22,9 @@ from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 
-from kbridge.debuginfo.finders import link_debug_file, mapped
+from kbridge.debuginfo.finders import link_debug_file
 from kbridge.debuginfo.kernel import GuestKernel, Kernel, Memory, Unwind
+from kbridge.debuginfo.mapping import mapped
 from kbridge.errors import KbridgeError
 from symbols import elf, orc, skeleton
 from symbols.debug_frame import debug_frame

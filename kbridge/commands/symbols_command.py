@@ -1,0 +1,200 @@
+"""``kbridge symbols``: names and source lines out of a file with symbols, without a relay."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from kbridge.errors import KbridgeError
+
+if TYPE_CHECKING:
+    from symbols.index import Index
+    from symbols.lines import Frame
+    from symbols.table import Symbol
+
+_NUMBER: Final = re.compile(r"(?:0[xX])?([0-9a-fA-F]{1,16})")
+
+
+class Address(click.ParamType[int]):
+    """An address in hexadecimal, with or without ``0x``."""
+
+    name = "address"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Read it."""
+        match = _NUMBER.fullmatch(str(value))
+        if match is None:
+            self.fail(f"{value!r} is no address in hexadecimal", param, ctx)
+        return int(match.group(1), 16)
+
+
+_vmlinux = click.option(
+    "--vmlinux",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="The kernel's file with symbols, as its build left it.",
+)
+_slide = click.option(
+    "--slide", type=Address(), default=0, metavar="N", help="By how much KASLR moved the kernel."
+)
+_json = click.option("--json", "as_json", is_flag=True, help="JSON, one object on each line.")
+
+
+@click.group("symbols")
+def command() -> None:
+    """Look up names and source lines of a kernel, from an index that is made once for each file.
+
+    The index is kept in `$XDG_CACHE_HOME/kbridge/symbols`, by build-id.
+    """
+
+
+@command.command("index")
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+def index_command(files: tuple[Path, ...]) -> None:
+    """Make the index of kernels' files now, so that nobody waits for it later."""
+    for file in files:
+        index = open_index(file)
+        lines = "with lines" if index.has_lines else "without lines: the file has no DWARF"
+        click.echo(f"{index.build_id}  {len(index.table)} symbols, {lines}  {file}")
+
+
+@command.command("lookup")
+@_vmlinux
+@_slide
+@_json
+@click.argument("what", nargs=-1, required=True, metavar="NAME|ADDRESS...")
+def lookup_command(vmlinux: Path, slide: int, what: tuple[str, ...], *, as_json: bool) -> None:
+    """Say where names are, all of them, and which symbol addresses belong to.
+
+    A name that is also a number in hexadecimal, such as `add`, is taken for a name if there is one.
+    """
+    index = open_index(vmlinux)
+    missing = []
+    for one in what:
+        named = index.table.named(one)
+        match = _NUMBER.fullmatch(one)
+        if named:
+            for symbol in named:
+                _show(_symbol(symbol, slide), as_json=as_json)
+        elif match is not None and (found := index.symbol(int(match.group(1), 16) - slide)) is not None:
+            address = int(match.group(1), 16)
+            symbol, reach = found
+            _show(
+                {
+                    "address": hex(address),
+                    "name": symbol.name,
+                    "offset": address - slide - symbol.address,
+                    "size": symbol.size,
+                    "reach": reach,
+                },
+                as_json=as_json,
+            )
+        else:
+            missing.append(one)
+    if missing:
+        raise KbridgeError(f"{vmlinux} has no symbol for {', '.join(missing)}")
+
+
+@command.command("addr2line")
+@_vmlinux
+@_slide
+@_json
+@click.argument("addresses", nargs=-1, required=True, type=Address())
+def addr2line_command(vmlinux: Path, slide: int, addresses: tuple[int, ...], *, as_json: bool) -> None:
+    """Say which source lines addresses are of, and which calls were inlined there, the innermost first."""
+    index = open_index(vmlinux)
+    for address in addresses:
+        linked = address - slide
+        found = index.symbol(linked)
+        frames = frames_of(index, vmlinux, linked)
+        if as_json:
+            click.echo(
+                json.dumps(
+                    {
+                        "address": hex(address),
+                        "symbol": None if found is None else found[0].name,
+                        "offset": None if found is None else linked - found[0].address,
+                        "frames": [
+                            {"function": one.function, "file": one.file, "line": one.line} for one in frames
+                        ],
+                    }
+                )
+            )
+            continue
+        click.echo(f"{address:#018x}  {place_of(found, linked)}")
+        for text in frame_lines(frames):
+            click.echo(f"    {text}")
+
+
+def open_index(vmlinux: Path) -> Index:
+    """Return a file's index, made now if it must be, which is said."""
+    from kbridge.debuginfo import cache  # noqa: PLC0415 (what reads a warm cache loads little)
+
+    def build(path: Path, build_id: Any) -> Iterator[bytes]:
+        from kbridge.debuginfo.building import build as make  # noqa: PLC0415
+
+        return make(path, build_id)
+
+    def begin() -> None:
+        click.echo(f"kbridge: indexing {vmlinux}, once", err=True)
+
+    return cache.index_of(vmlinux, build, cache.folder(), begin)
+
+
+def frames_of(index: Index, vmlinux: Path, linked: int) -> tuple[Frame, ...]:
+    """Return the calls at an address, by the file itself where the index has no line, such as in assembler code."""
+    frames = index.frames(linked)
+    if (frames and frames[0].file is not None) or not index.has_lines or index.symbol(linked) is None:
+        return frames
+    from symbols.dwarf_unit import line_at  # noqa: PLC0415 (half a second)
+
+    with vmlinux.open("rb") as stream:
+        own = line_at(stream, linked)
+    if own is None:
+        return frames
+    symbol = index.symbol(linked)
+    name = symbol[0].name if symbol is not None else None
+    return (type(own)(frames[0].function if frames else name, own.file, own.line), *frames[1:])
+
+
+def place_of(found: tuple[Symbol, int] | None, linked: int) -> str:
+    """Return ``symbol+offset/size`` as the kernel prints it, ``??`` where there is none."""
+    if found is None:
+        return "??"
+    symbol, reach = found
+    return f"{symbol.name}+{linked - symbol.address:#x}/{reach:#x}"
+
+
+def frame_lines(frames: tuple[Frame, ...]) -> list[str]:
+    """Return a line for each call, aligned: function, file and line, whether it was inlined."""
+    width = max((len(one.function or "??") for one in frames), default=0)
+    texts = [f"{one.function or '??':{width}}  {one.file or '??'}:{one.line or '?'}" for one in frames]
+    return [*(f"{text}  (inlined)" for text in texts[:-1]), *texts[-1:]]
+
+
+def _symbol(symbol: Symbol, slide: int) -> dict[str, Any]:
+    address = symbol.address if symbol.absolute else symbol.address + slide
+    return {
+        "address": hex(address),
+        "name": symbol.name,
+        "size": symbol.size,
+        "kind": symbol.kind,
+        "absolute": symbol.absolute,
+    }
+
+
+def _show(values: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(values))
+        return
+    address = int(values["address"], 16)
+    if "offset" in values:
+        click.echo(f"{address:#018x}  {values['name']}+{values['offset']:#x}/{values['reach']:#x}")
+    else:
+        note = "  does not move with the kernel" if values["absolute"] else ""
+        click.echo(f"{address:#018x}  {values['name']}  {values['size']} bytes, {values['kind']}{note}")

@@ -1,0 +1,100 @@
+"""Indexes of files with symbols on disk, by build-id: mapped at the next start, made anew where they are damaged.
+
+in          a file with symbols
+out         its ``Index``
+invariant   a file of the cache is whole or absent, whoever is killed; no more than ``MOST_BYTES`` are kept, the least
+            recently used ones go first
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Final
+
+from kbridge.debuginfo.mapping import mapped
+from kbridge.errors import KbridgeError
+from symbols import elf
+from symbols.errors import IndexDamaged, SymbolError
+from symbols.index import Index
+from symbols.model import BuildId
+
+MOST_BYTES: Final = 2 << 30
+_SUFFIX: Final = ".index"
+
+Build = Callable[[Path, BuildId], Iterable[bytes]]
+"""Makes the parts of an index out of a file."""
+
+
+def folder() -> Path:
+    """Return where indexes are kept: ``$XDG_CACHE_HOME/kbridge/symbols``."""
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / "kbridge" / "symbols"
+
+
+def index_of(path: Path, build: Build, kept: Path, begin: Callable[[], None] = lambda: None) -> Index:
+    """Return the index of a file, made now if there is none; ``begin`` is called before that.
+
+    Raises ``KbridgeError`` for a file that cannot be read or has no build-id, and when the disk is full.
+    """
+    try:
+        with mapped(path) as image:
+            build_id = elf.build_id(image)
+    except (OSError, ValueError, SymbolError) as error:
+        raise KbridgeError(
+            f"{path} cannot be read", why=str(error), todo="give a vmlinux with symbols"
+        ) from error
+    if build_id is None:
+        raise KbridgeError(f"{path} has no build-id", todo="give a vmlinux as its build left it")
+    place = kept / f"{build_id}{_SUFFIX}"
+    try:
+        return open_index(place, build_id)
+    except (FileNotFoundError, IndexDamaged):
+        begin()
+    try:
+        write(place, build(path, build_id))
+        prune(kept, place)
+        return open_index(place, build_id)
+    except (OSError, SymbolError) as error:
+        raise KbridgeError(f"{path} cannot be indexed", why=str(error)) from error
+
+
+def open_index(place: Path, build_id: BuildId) -> Index:
+    """Map an index.  Raises ``IndexDamaged``, ``FileNotFoundError``; the map lives as long as what it returns."""
+    with place.open("rb") as file:
+        try:
+            image = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except ValueError as error:
+            raise IndexDamaged("the index is empty") from error
+    index = Index(memoryview(image), build_id)
+    os.utime(place)
+    return index
+
+
+def write(place: Path, parts: Iterable[bytes]) -> None:
+    """Write a file whole or not at all.  Raises ``OSError``."""
+    place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(prefix=".", suffix=_SUFFIX, dir=place.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            for part in parts:
+                file.write(part)
+        Path(name).replace(place)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def prune(kept: Path, spared: Path) -> None:
+    """Remove the least recently used indexes beyond ``MOST_BYTES``, and what a killed writer left."""
+    others = [(one.stat(), one) for one in kept.glob(f"*{_SUFFIX}") if one != spared]
+    known = sorted(others, key=lambda item: item[0].st_mtime)
+    total = spared.stat().st_size + sum(status.st_size for status, _ in known)
+    for status, one in known:
+        if total <= MOST_BYTES:
+            break
+        one.unlink(missing_ok=True)
+        total -= status.st_size
