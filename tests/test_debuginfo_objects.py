@@ -29,11 +29,11 @@ class Memory:
     def __init__(self) -> None:
         self.image = Image()
         self.problem: Exception | None = None
-        self.stalls = False
+        self.stalls: Deferred[None] | None = None
 
     async def run(self, search: Search[_Result]) -> _Result:
-        if self.stalls:
-            await Deferred()
+        if self.stalls is not None:
+            await self.stalls
         if self.problem is not None:
             raise self.problem
         return self.image.run(search)
@@ -120,11 +120,39 @@ class ObjectsTest(TestCase):
         assert await self.ask("exec-file") is not None
         assert self.objects.problem == ""
 
-    async def test_a_guest_that_does_not_answer_is_given_up(self) -> None:
+    async def test_a_question_is_answered_in_time_and_what_is_found_later_told_with_the_next_stop(
+        self,
+    ) -> None:
         self.patch(objects, "ANSWER_SECONDS", 0.05)
-        self.memory.stalls = True
+        stalls = self.memory.stalls = Deferred()
         assert await self.ask("exec-file") is None
-        assert "no answer" in self.objects.problem or self.objects.problem
+        self.patch(objects, "ANSWER_SECONDS", 10)
+        self.memory.stalls = None
+        stalls.callback(None)
+        told = await self.ask("changes")
+        assert told is not None
+        assert told.startswith(b"exec:")
+        assert await self.ask("changes") == b""
+
+    async def test_a_guest_that_never_answers_is_given_up_and_the_next_question_tried(self) -> None:
+        self.patch(objects, "WORK_SECONDS", 0.05)
+        self.memory.stalls = Deferred()
+        assert await self.ask("exec-file") is None
+        assert "was not read within" in self.objects.problem
+        self.memory.stalls = None
+        assert await self.ask("exec-file") is not None
+
+    async def test_over_a_slow_line_only_the_main_file_is_served(self) -> None:
+        links = self.dir / "links"
+        self.objects = DebuggerObjects(
+            reactor, "web1", self.memory, Finder(None, [self.dir]), links, quick=False
+        )
+        assert await self.ask("exec-file") is not None
+        assert await self.ask("libraries") == b"<library-list>\n</library-list>"
+        assert await self.ask("changes") == b""
+        self.objects = DebuggerObjects(reactor, "web1", self.memory, Finder(None, []), links, quick=False)
+        assert await self.ask("exec-file") is None
+        assert "slow line" in self.objects.problem
 
     async def test_a_file_that_was_exchanged_is_not_served_for_the_old_one(self) -> None:
         name = await self.ask("exec-file")

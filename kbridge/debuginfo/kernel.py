@@ -91,8 +91,9 @@ class Kernel:
 class GuestKernel:
     """What is known of one guest's kernel; the module's text says how."""
 
-    def __init__(self, memory: Memory, finder: Finder, in_thread: InThread) -> None:
+    def __init__(self, memory: Memory, finder: Finder, in_thread: InThread, *, quick: bool = True) -> None:
         self._memory = memory
+        self._quick = quick
         self._finder = finder
         self._in_thread = in_thread
         self._known: Kernel | None = None
@@ -104,7 +105,11 @@ class GuestKernel:
         if known is not None and await self._memory.run(kaslr.is_at(known.where, 0)):
             return known
         self._known = self._modules = None
-        self._known = await self._by_file() or await self._by_memory()
+        self._known = await self._by_file()
+        if self._known is None:
+            if not self._quick:
+                raise SlideUnknown("no file of its kernel is known, and its memory is behind a slow line")
+            self._known = await self._by_memory()
         return self._known
 
     async def _by_file(self) -> Kernel | None:

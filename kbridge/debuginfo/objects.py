@@ -1,7 +1,8 @@
 """What a guest's debuggers read beside the guest: the main file, the list of modules, and their files.
 
 in          what a session asks for, by kind and name (``gdbstubs.server.Library``)
-out         contents, each question answered once, after ``ANSWER_SECONDS`` with "there is none"
+out         contents, each question answered once, after ``ANSWER_SECONDS`` with "there is none"; what is found later
+            is told with the next stop
 invariant   the name of a file tells its contents: a kernel or module elsewhere has another name; what changed since a
             session was given it is told with its next stop
 """
@@ -17,7 +18,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Final
 from xml.sax.saxutils import quoteattr
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, DeferredLock
 from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
@@ -41,7 +42,10 @@ if TYPE_CHECKING:
     from symbols.modules import ModuleList
     from symbols.orc import OrcLayout
 
-ANSWER_SECONDS: Final = 20.0
+ANSWER_SECONDS: Final = 1.5
+"""gdb waits two seconds for a reply, and is out of step afterwards."""
+WORK_SECONDS: Final = 30.0
+"""How long the guest's memory is read for one question, whether or not it is still waited for."""
 MOST_BYTES: Final = 64 << 20
 """Of made files that are kept."""
 MOST_SESSIONS: Final = 256
@@ -64,17 +68,23 @@ class DebuggerObjects:
     """What the debuggers of one guest are served; the module's text says how.
 
     ``links``: a folder for debug files, as gdb looks for them by build-id, in which the files that were found are named
-    so: a distribution's are not.
+    so: a distribution's are not.  Without ``quick`` memory is read over a slow line: modules are not listed, and a
+    kernel whose file nobody has is not asked for what it says of itself.
     """
 
     _log = Logger()
 
-    def __init__(self, reactor: Any, guest: str, memory: Memory, finder: Finder, links: Path) -> None:
+    def __init__(
+        self, reactor: Any, guest: str, memory: Memory, finder: Finder, links: Path, *, quick: bool = True
+    ) -> None:
         self._reactor = reactor
+        self._quick = quick
+        self._turn = DeferredLock()
+        """One looks at the guest's memory at a time: the others find it known."""
         self._links = links
         self._guest = guest
         self._finder = finder
-        self._kernel = GuestKernel(memory, finder, self._in_thread)
+        self._kernel = GuestKernel(memory, finder, self._in_thread, quick=quick)
         self._told: OrderedDict[str, _Told] = OrderedDict()
         self._makers: OrderedDict[str, Callable[[], bytes]] = OrderedDict()
         self._made: OrderedDict[str, bytes] = OrderedDict()
@@ -87,20 +97,39 @@ class DebuggerObjects:
 
     def ask(self, session: str, kind: str, key: str, done: Callable[[bytes | None], None]) -> None:
         """Answer a session's question, now or later, once."""
-        answer: Deferred[bytes | None] = Deferred.fromCoroutine(self._answer(session, kind, key))
-        answer.addTimeout(ANSWER_SECONDS, self._reactor)
+        work: Deferred[bytes | None] = Deferred.fromCoroutine(self._answer(session, kind, key))
+        work.addTimeout(WORK_SECONDS, self._reactor)
+        is_late = False
+
+        def late() -> None:
+            nonlocal is_late
+            is_late = True
+            # What is found later is told with the next stop.
+            told = self._session(session)
+            told.main = told.modules = None
+            done(None)
+
+        timer = self._reactor.callLater(ANSWER_SECONDS, late)
+
+        def found(contents: bytes | None) -> None:
+            if is_late:
+                told = self._session(session)
+                told.main = told.modules = None
+            else:
+                timer.cancel()
+                done(contents)
 
         def failed(failure: Any) -> None:
             if failure.check(DeferredTimeout):
-                self._note(f"no answer within {ANSWER_SECONDS:g} s")
+                self._note(f"the guest's memory was not read within {WORK_SECONDS:g} s")
             elif failure.check(KbridgeError, SymbolError, OSError):
                 self._note(str(failure.value))
             else:
                 self._log.failure("{guest}: a bug", failure, guest=self._guest)
 
-        answer.addErrback(failed)
-        answer.addCallback(done)
-        answer.addErrback(lambda failure: self._log.failure("{guest}: a bug", failure, guest=self._guest))
+        work.addErrback(failed)
+        work.addCallback(found)
+        work.addErrback(lambda failure: self._log.failure("{guest}: a bug", failure, guest=self._guest))
 
     def _note(self, problem: str) -> None:
         if problem != self.problem:
@@ -109,16 +138,25 @@ class DebuggerObjects:
 
     async def _answer(self, session: str, kind: str, key: str) -> bytes | None:
         match kind:
-            case "exec-file":
-                return await self._main_file(self._session(session))
-            case "libraries":
-                return await self._libraries(self._session(session))
             case "file":
                 return await self._file(key)
-            case "changes":
-                return await self._changes(self._session(session))
+            case "exec-file" | "libraries" | "changes":
+                await self._turn.acquire()
+                try:
+                    return await self._answer_of_memory(self._session(session), kind)
+                finally:
+                    self._turn.release()
             case _:
                 return None
+
+    async def _answer_of_memory(self, told: _Told, kind: str) -> bytes | None:
+        match kind:
+            case "exec-file":
+                return await self._main_file(told)
+            case "libraries":
+                return await self._libraries(told)
+            case _:
+                return await self._changes(told)
 
     def _session(self, name: str) -> _Told:
         told = self._told.setdefault(name, _Told())
@@ -166,6 +204,8 @@ class DebuggerObjects:
     # -- its modules ----------------------------------------------------------------------------------------
 
     async def _libraries(self, told: _Told) -> bytes:
+        if not self._quick:
+            return libraries_xml([])
         told.has_asked_for_modules = True
         kernel = await self._look()
         found = await self._kernel.modules(kernel)

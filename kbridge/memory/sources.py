@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
+from kbridge.hypervisors.examine import MAX_READ_BYTES
+
 if TYPE_CHECKING:
     from symbols.reads import Search
 
@@ -23,14 +25,23 @@ class MonitorMemory:
     def __init__(self, machine: LiveMemory) -> None:
         self._machine = machine
 
+    async def _read(self, address: int, length: int) -> bytes:
+        """Read in pieces that the monitor takes; nobody else is served while it reads one."""
+        data = b""
+        while len(data) < length:
+            wanted = min(length - len(data), MAX_READ_BYTES)
+            piece = await self._machine.read_memory(address + len(data), wanted)
+            data += piece
+            if len(piece) < wanted:
+                break
+        return data
+
     async def run(self, search: Search[_Result]) -> _Result:
         """Drive a search with what is in memory; raises what the search does, and ``MachineError``."""
         try:
             batch = next(search)
             while True:
-                batch = search.send(
-                    tuple([await self._machine.read_memory(read.address, read.length) for read in batch])
-                )
+                batch = search.send(tuple([await self._read(read.address, read.length) for read in batch]))
         except StopIteration as done:
             result: _Result = done.value
             return result
