@@ -36,6 +36,7 @@ _ADVANCE, _OFFSET, _RESTORE = 0x40, 0x80, 0xC0
 _ADVANCE_1, _ADVANCE_2, _ADVANCE_4 = 0x02, 0x03, 0x04
 _DEF_CFA, _DEF_CFA_OFFSET, _DEF_CFA_EXPRESSION = 0x0C, 0x0E, 0x0F
 _DEF_CFA_SF, _DEF_CFA_OFFSET_SF, _OFFSET_EXTENDED_SF, _UNDEFINED = 0x12, 0x13, 0x11, 0x07
+_EXPRESSION: Final = 0x10
 _BREG, _DEREF, _CONSTS, _PLUS = 0x70, 0x06, 0x11, 0x22
 _DATA_ALIGNMENT: Final = -8
 _CIE_ID: Final = 0xFFFF_FFFF
@@ -141,13 +142,23 @@ class _Writer:
         if before is None or (before.base, before.offset) != (entry.base, entry.offset):
             rules += _cfa(before, entry)
         if entry.shape is not Shape.REGISTERS:
-            saved = (entry.bp, entry.bp_offset) if entry.bp == orc.PREVIOUS_SP else None
-            former = None
-            if before is not None and before.bp == orc.PREVIOUS_SP:
-                former = before.bp, before.bp_offset
-            if saved != former:
-                rules += bytes((_RESTORE | _RBP,)) if saved is None else _at_cfa(_RBP, entry.bp_offset)
+            saved = _base_pointer(entry)
+            if saved != (b"" if before is None else _base_pointer(before)):
+                rules += saved or bytes((_RESTORE | _RBP,))
         return rules
+
+
+def _base_pointer(entry: Entry) -> bytes:
+    """Return the rule for the caller's base pointer; none where it is still in its register.
+
+    Functions that align their stack (the compiler's DRAP) saved it where their own base pointer leads.
+    """
+    if entry.bp == orc.PREVIOUS_SP:
+        return _at_cfa(_RBP, entry.bp_offset)
+    if entry.bp == orc.BP:
+        what = bytes((_BREG + _RBP,)) + _sleb(entry.bp_offset)
+        return bytes((_EXPRESSION, _RBP)) + _uleb(len(what)) + what
+    return b""
 
 
 def _cfa(before: Entry | None, entry: Entry) -> bytes:

@@ -132,6 +132,8 @@ class Table:
         return len(self._addresses)
 
     def _name(self, index: int) -> bytes:
+        if index >= len(self):
+            raise IndexDamaged("the table of symbols names a symbol that it does not have")
         start = self._places[index]
         # Names are short: look for the end in pieces.
         for end in range(start, len(self._text), 128):
@@ -142,9 +144,10 @@ class Table:
 
     def symbol(self, index: int) -> Symbol:
         """Return a symbol by its number in the order of addresses."""
+        name = self._name(index)
         kind = self._kinds[index]
         return Symbol(
-            self._name(index).decode("utf-8", "replace"),
+            name.decode("utf-8", "replace"),
             self._addresses[index],
             self._sizes[index],
             _WORDS.get(kind & 0x7F, "label"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import tempfile
 from pathlib import Path
 from typing import TypeVar
 
@@ -41,8 +43,8 @@ class Memory:
 
 class ObjectsTest(TestCase):
     def setUp(self) -> None:
-        self.dir = Path(self.mktemp())
-        self.dir.mkdir()
+        self.dir = Path(tempfile.mkdtemp(prefix="kb-"))
+        self.addCleanup(shutil.rmtree, self.dir)
         (self.dir / "vmlinux").write_bytes(kernel(ONE))
         (self.dir / "vmlinux-2").write_bytes(kernel(TWO))
         self.memory = Memory()

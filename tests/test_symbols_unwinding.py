@@ -103,6 +103,29 @@ def test_stacks_that_are_switched() -> None:
     assert found[BASE + 2]["cfa"] == "r10+0"
 
 
+def test_a_base_pointer_saved_where_it_leads_itself() -> None:
+    """Functions that align their stack: the frame's address is reached through another register, or through memory."""
+    rows = [
+        CALL,
+        written(orc.R10, 0, orc.BP, 0, 0),
+        written(orc.BP_INDIRECT, -24, orc.BP, 0, 0),
+        written(orc.BP_INDIRECT, -24, orc.BP, -16, 0),
+        written(orc.SP, 16, orc.PREVIOUS_SP, -16, 0),
+        CALL,
+        NOTHING,
+    ]
+    places = [BASE + 10 * number for number in range(len(rows) - 1)] + [BASE + 200]
+    section = debug_frame(OLD, b"".join(rows), places)
+    found = rules(section)
+    assert 6 not in found[BASE]
+    assert found[BASE + 10][6] == found[BASE + 20][6] == f"EXPRESSION {[0x76, 0]}"
+    assert found[BASE + 20]["cfa"] == "expr " + bytes((0x76, 0x68, 0x06)).hex()
+    assert found[BASE + 30][6] == f"EXPRESSION {[0x76, 0x70]}"
+    assert found[BASE + 40][6] == "OFFSET -16"
+    assert "OFFSET" not in found[BASE + 50].get(6, "")
+    assert "EXPRESSION" not in found[BASE + 50].get(6, "")
+
+
 def test_a_frame_below_a_register() -> None:
     section = debug_frame(OLD, written(orc.SP, -16, 0, 0, 0) + NOTHING, [BASE, BASE + 100])
     # DW_CFA_def_cfa_sf, register 7, 2 times the data alignment of -8.
