@@ -119,11 +119,11 @@ class Relay:
             lambda: self._exchange.client.state is State.STOPPED,
             machine,
         )
-        self.objects = (
-            None
-            if finder is None
-            else DebuggerObjects(reactor, guest, memory, finder, debug_links(journal_path.parent))
-        )
+        self.objects = None
+        if finder is not None:
+            links = debug_links(journal_path.parent)
+            quick = dialect.interrupt_by is not InterruptBy.BREAK_IN
+            self.objects = DebuggerObjects(reactor, guest, memory, finder, links, quick=quick)
         self._exchange = Exchange(
             guest,
             replace(dialect, request_timeout=stub_timeout_seconds),
