@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from symbols.elf import Image
 
 MAGIC: Final = b"kbSYMS\r\n"
-VERSION: Final = 1
+VERSION: Final = 2
 _HEADER: Final = struct.Struct("<8sIIIIQQQ40s")
 _PROGRAM: Final = struct.Struct("<IIQQQQQQ")
 _PT_LOAD: Final = 1

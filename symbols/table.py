@@ -1,8 +1,9 @@
 """Symbols by address and by name, out of flat arrays that are mapped, not parsed.
 
 Which of several symbols at one address is shown is the kernel's own rule for ``%pS`` (kernel/kallsyms.c, of the order
-that scripts/kallsyms.c gives them): strong before weak, fewer leading underscores, then as the file has them.  The size
-of ``symbol+offset/size`` in the kernel's text is the distance to the next symbol that is elsewhere; both are told.
+that scripts/kallsyms.c gives them): strong before weak, a linker script's last, fewer leading underscores, then by
+name, for it reads what ``nm -n`` printed.  The size of ``symbol+offset/size`` in the kernel's text is the distance to
+the next symbol that is elsewhere; both are told.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ _KINDS: Final = frozenset((0, 1, 2))
 _ABSOLUTE: Final = 0x80
 """Beside the kind: the symbol does not move with the kernel."""
 _LARGEST: Final = 1 << 24
+_SHORTEST_OF_LINKER: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +71,8 @@ def build(image: Image) -> bytes:
     fixed = {index for index, one in enumerate(found) if one.flags & SHF_ALLOC and one.name == _PER_CPU} | {
         _SHN_ABS
     }
-    rows: list[tuple[int, int, int, bytes, int, int]] = []
-    for index, (first, value, length) in enumerate(zip(words[0::3], words[1::3], words[2::3], strict=True)):
+    rows: list[tuple[int, int, bytes, int, int]] = []
+    for first, value, length in zip(words[0::3], words[1::3], words[2::3], strict=True):
         section, kind = first >> 48, first >> 32 & 15
         if kind not in _KINDS or not (section in moving or section in fixed):
             continue
@@ -78,10 +80,19 @@ def build(image: Image) -> bytes:
         name = text[start : text.find(b"\0", start)]
         if name and not name.startswith((b".L", b"__ksymtab_", b"__kstrtab", b"__crc_")):
             weak = first >> 36 & 15 == 2
-            score = weak << 8 | min(len(name) - len(name.lstrip(b"_")), 255)
-            rows.append((value, score, index, name, length, kind | (_ABSOLUTE if section in fixed else 0)))
+            score = weak << 9 | _is_linkers(name) << 8 | min(len(name) - len(name.lstrip(b"_")), 255)
+            rows.append((value, score, name, length, kind | (_ABSOLUTE if section in fixed else 0)))
     rows.sort()
-    return pack([(value, length, kind, name) for value, _, _, name, length, kind in rows])
+    return pack([(value, length, kind, name) for value, _, name, length, kind in rows])
+
+
+def _is_linkers(name: bytes) -> bool:
+    """Whether a name is one that linker scripts give to beginnings and ends (scripts/kallsyms.c)."""
+    return (
+        len(name) >= _SHORTEST_OF_LINKER
+        and name.startswith(b"__")
+        and (name.startswith((b"__start_", b"__stop_", b"__end_")) or name.endswith((b"_start", b"_end")))
+    )
 
 
 def pack(rows: Sequence[tuple[int, int, int, bytes]]) -> bytes:

@@ -16,6 +16,7 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_debuginfo_finders import ONE, TWO, kernel
+from test_symbols_skeleton import made
 
 from kbridge.cli import main
 from kbridge.debuginfo import cache
@@ -144,6 +145,26 @@ def test_the_table_of_a_file(tmp_path: Path) -> None:
         table.build(b"no ELF file")
     with pytest.raises(SymbolError, match="not linked"):
         index.load_address(kernel(ONE))
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_of_several_names_the_kernels_own_choice_is_shown(order: int) -> None:
+    # What Debian's cloud kernel says of such addresses: as `nm -n` sorts, by name, but for these rules.
+    weak, strong, local = 0x22, 0x12, 0x02
+    groups = [
+        [("do_compat_epoll_pwait.part.0", local), ("do_epoll_pwait.part.0", local)],
+        [("__do_softirq", strong), ("__softirqentry_text_start", strong)],
+        [("plain", strong), ("_under", strong), ("__more", strong)],
+        [("strong_one", strong), ("a_weak_one", weak)],
+    ]
+    symbols = [
+        (name, info, 1, BASE + 16 * number, 4)
+        for number, group in enumerate(groups)
+        for name, info in group[::order]
+    ]
+    known = Table(memoryview(table.build(made([(".text", 1, 6, BASE, bytes(64))], symbols))))
+    for number, group in enumerate(groups):
+        assert [one.name for one in known.aliases(BASE + 16 * number)] == [name for name, _ in group]
 
 
 # -- the cache on disk --------------------------------------------------------------------------------------------
