@@ -40,6 +40,11 @@ def header(build_id: BuildId, base: int, table: int, lines: int) -> bytes:
     return packed(zlib.crc32(packed(0)))
 
 
+def has_lines(image: Image) -> bool:
+    """Whether a file has DWARF's line programs.  Raises ``NotAnElf``."""
+    return any(one.name in (".debug_line", ".zdebug_line") for one in elf.sections(image))
+
+
 def load_address(image: Image) -> int:
     """Return the address that offsets in the lines count from: of the first part of the file that is loaded.
 

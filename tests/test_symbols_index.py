@@ -15,6 +15,7 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from symbols_lab import note
 from test_debuginfo_finders import ONE, TWO, kernel
 from test_symbols_skeleton import made
 
@@ -193,6 +194,27 @@ def test_an_index_is_made_once_and_again_when_it_is_damaged(tmp_path: Path) -> N
         assert cache.index_of(vmlinux, build, kept).frames(BASE + 0x20)
         assert build.count == number
     assert [one.name for one in kept.iterdir()] == [f"{BUILD_ID}.index"]
+
+
+def test_the_index_of_a_stripped_file_does_not_stand_for_the_one_with_lines(tmp_path: Path) -> None:
+    stripped, whole = tmp_path / "stripped", tmp_path / "whole"
+    stripped.write_bytes(kernel(ONE))
+    whole.write_bytes(
+        made(
+            [(".notes", 7, 2, BASE, note(b"GNU\0", 3, ONE)), (".debug_line", 1, 0, 0, bytes(4))],
+            [("go", 18, 1, BASE, 4)],
+        )
+    )
+    builds = Builds()
+
+    def build(path: Path, build_id: BuildId) -> list[bytes]:
+        head, names, lines = builds(path, build_id)
+        return [head, names, lines] if path == whole else [index.header(build_id, BASE, len(TABLE), 0), names]
+
+    assert not cache.index_of(stripped, build, tmp_path / "kept").has_lines
+    assert cache.index_of(whole, build, tmp_path / "kept").has_lines
+    assert cache.index_of(stripped, build, tmp_path / "kept").has_lines
+    assert builds.count == 2
 
 
 def test_a_writer_that_fails_leaves_nothing(tmp_path: Path) -> None:

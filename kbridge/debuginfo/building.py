@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kbridge.debuginfo.mapping import mapped
-from symbols import elf, index, table
+from symbols import index, table
 from symbols.errors import SymbolError
 from symbols.model import BuildId
 
@@ -17,7 +17,7 @@ def build(path: Path, build_id: BuildId) -> Iterator[bytes]:
     with mapped(path) as image:
         symbols = table.build(image)
         base = index.load_address(image)
-        has_lines = any(one.name in (".debug_line", ".zdebug_line") for one in elf.sections(image))
+        has_lines = index.has_lines(image)
     lines = _lines(path) if has_lines else b""
     yield index.header(build_id, base, len(symbols), len(lines))
     yield symbols

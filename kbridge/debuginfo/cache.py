@@ -19,7 +19,7 @@ from kbridge.debuginfo.mapping import mapped
 from kbridge.errors import KbridgeError
 from symbols import elf
 from symbols.errors import IndexDamaged, SymbolError
-from symbols.index import Index
+from symbols.index import Index, has_lines
 from symbols.model import BuildId
 
 MOST_BYTES: Final = 2 << 30
@@ -43,6 +43,7 @@ def index_of(path: Path, build: Build, kept: Path, begin: Callable[[], None] = l
     try:
         with mapped(path) as image:
             build_id = elf.build_id(image)
+            wants_lines = build_id is not None and has_lines(image)
     except (OSError, ValueError, SymbolError) as error:
         raise KbridgeError(
             f"{path} cannot be read", why=str(error), todo="give a vmlinux with symbols"
@@ -51,9 +52,13 @@ def index_of(path: Path, build: Build, kept: Path, begin: Callable[[], None] = l
         raise KbridgeError(f"{path} has no build-id", todo="give a vmlinux as its build left it")
     place = kept / f"{build_id}{_SUFFIX}"
     try:
-        return open_index(place, build_id)
+        found = open_index(place, build_id)
+        # A stripped file has the build-id of the one with DWARF: what was made of it is not enough here.
+        if found.has_lines or not wants_lines:
+            return found
     except (FileNotFoundError, IndexDamaged):
-        begin()
+        pass
+    begin()
     try:
         write(place, build(path, build_id))
         prune(kept, place)
