@@ -36,7 +36,15 @@ def line_at(stream: IO[bytes], address: int) -> Frame | None:
         return _line(dwarf.line_program_for_CU(dwarf.get_CU_at(offset)), address)
     except ELFError as error:
         raise NotAnElf(str(error) or "it is no ELF file that can be read") from error
-    except (DWARFError, AssertionError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+    except (
+        DWARFError,
+        AssertionError,
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        TypeError,
+        ValueError,
+    ) as error:
         # pyelftools does not check all that a damaged file may say.
         raise SymbolError(f"its DWARF is damaged: {error}") from error
 
