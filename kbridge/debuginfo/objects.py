@@ -42,8 +42,8 @@ if TYPE_CHECKING:
     from symbols.modules import ModuleList
     from symbols.orc import OrcLayout
 
-ANSWER_SECONDS: Final = 1.5
-"""gdb waits two seconds for a reply, and is out of step afterwards."""
+ANSWER_SECONDS: Final = 4.5
+"""gdb waits three times two seconds for such a reply (gdb 13 and 18, tried: 5.7 s is in time, 7 s is not)."""
 WORK_SECONDS: Final = 30.0
 """How long the guest's memory is read for one question, whether or not it is still waited for."""
 MOST_BYTES: Final = 64 << 20

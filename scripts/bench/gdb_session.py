@@ -56,6 +56,8 @@ def session(path):
 
 gdb.execute("set pagination off")
 gdb.execute("set confirm off")
+# The relay serves modules as well, the stub does not: let both do the same work.
+gdb.execute("set remote library-info-packet off")
 for way in WAYS:
     session(way)
 pairs = []
