@@ -20,7 +20,7 @@ from typing import Annotated, Any, Final, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError
 
 from kbridge.errors import ConfigError
-from kbridge.places import default_dirs
+from kbridge.places import default_dirs, is_server
 from kbridge.transports.endpoints import (
     MAX_UNIX_PATH_BYTES,
     Endpoint,
@@ -39,6 +39,7 @@ OWN_SOCKETS: Final = ("gdb", LONGEST_SOCKET, "console")
 
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,30}")
 _BARE_KEY: Final = re.compile(r"[A-Za-z0-9_-]+")
+_MOST_URL: Final = 2048
 _MODE: Final = re.compile(r"0?6[0-7]{2}")
 
 
@@ -161,6 +162,15 @@ def _word(value: object, words: type[_WordT], what: str) -> _WordT:
     raise ValueError(f"{what} is {listed} or {known[-1]!r}{hint}")
 
 
+def _server(value: object) -> str:
+    value = _text(value, "the address of a debuginfod server")
+    if len(value) > _MOST_URL or not is_server(value) or not value.isprintable() or " " in value:
+        raise ValueError(
+            f"{value[:80]!r} is no address of a server: it is like 'https://debuginfod.debian.net'"
+        )
+    return value
+
+
 def _dialect(value: object) -> StubDialect:
     return _word(value, StubDialect, "the kind of a stub")
 
@@ -205,6 +215,22 @@ class RelayConfig(BaseModel):
         strict=False,
         description="Folders that are searched for debug files by build-id, for all guests.",
         examples=[["/usr/lib/debug"]],
+    )
+    debuginfod_urls: tuple[Annotated[str, PlainValidator(_server)], ...] = Field(
+        default=(),
+        strict=False,
+        max_length=16,
+        description="debuginfod servers, asked in this order for the file of a kernel that no folder has. None are "
+        "asked unless they stand here; DEBUGINFOD_URLS is gdb's.",
+        examples=[["https://debuginfod.debian.net"]],
+    )
+    debuginfod_bytes: int = Field(
+        default=8 << 30,
+        ge=1 << 20,
+        le=1 << 44,
+        description="How much of what servers sent is kept, in state_dir/debuginfod; what was not used for longest "
+        "makes room.",
+        examples=[8 << 30],
     )
     socket_mode: Annotated[int, PlainValidator(_mode)] = Field(
         default=0o600,

@@ -15,6 +15,7 @@ from typing import Any
 from twisted.logger import Logger
 
 from kbridge.config import Config, Difference, difference
+from kbridge.debuginfo.debuginfod import Debuginfod
 from kbridge.errors import KbridgeError
 from kbridge.frontends.consoles import ConsoleSocket
 from kbridge.frontends.http import ControlSocket
@@ -41,6 +42,14 @@ class Daemon:
         self._poller = LinePoller(reactor)
         self._control: ControlSocket | None = None
         self._access = _access(config)
+        self._servers: Debuginfod | None = None
+        if config.relay.debuginfod_urls:
+            self._servers = Debuginfod(
+                reactor,
+                config.relay.debuginfod_urls,
+                config.relay.state_dir / "debuginfod",
+                most_kept_bytes=config.relay.debuginfod_bytes,
+            )
 
     def start(self) -> None:
         """Make the folders and sockets and start all guests.
@@ -56,6 +65,12 @@ class Daemon:
         for name in self.config.guests:
             self._add(name)
 
+    @property
+    def debug_dirs(self) -> tuple[Path, ...]:
+        """Folders for debug files of all guests: the configured ones, and that of what was fetched."""
+        fetched = () if self._servers is None else (self._servers.folder,)
+        return (*self.config.relay.debug_dirs, *fetched)
+
     async def stop(self) -> None:
         """Let all guests go and remove the sockets; returns when that is done."""
         for name in list(self.guests):
@@ -63,6 +78,8 @@ class Daemon:
         if self._control is not None:
             await self._control.stop()
             self._control = None
+        if self._servers is not None:
+            await self._servers.stop()
         self._poller.close()
 
     async def reload(self) -> Difference:
@@ -97,7 +114,8 @@ class Daemon:
             runtime=runtime,
             state=relay.state_dir / "guests" / name,
             access=self._access,
-            debug_dirs=relay.debug_dirs,
+            debug_dirs=self.debug_dirs,
+            servers=self._servers,
         )
         self.guests[name] = guest
         guest.start()

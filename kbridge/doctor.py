@@ -245,13 +245,16 @@ def debug_files(host: Host, config: Config) -> Iterator[Finding]:
     served = [path for path in (*places, *config.relay.debug_dirs) if host.facts(str(path / ".build-id"))]
     if served:
         yield Finding(Level.OK, f"debug files by build-id in {', '.join(map(str, served))}")
+    elif config.relay.debuginfod_urls:
+        yield Finding(Level.OK, f"debug files come from {', '.join(config.relay.debuginfod_urls)}")
     elif host.env.get("DEBUGINFOD_URLS"):
         yield Finding(Level.OK, "debug files come from debuginfod (DEBUGINFOD_URLS)")
     elif any(guest.vmlinux is None for guest in config.guests.values()):
         yield Finding(
             Level.WARN,
             "no folder in debug_dirs has debug files: backtraces of guests without `vmlinux` have no names",
-            "install the kernel's debug package (linux-image-…-dbg), or name its vmlinux in `vmlinux`",
+            "install the kernel's debug package (linux-image-…-dbg), name its vmlinux in `vmlinux`, or a server in "
+            "`debuginfod_urls`",
         )
 
 

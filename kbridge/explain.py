@@ -32,6 +32,8 @@ _TYPES = {
     "runtime_dir": "path",
     "vmlinux": "path",
     "debug_dirs": "list of paths",
+    "debuginfod_urls": "list of addresses",
+    "debuginfod_bytes": "bytes",
     "socket_mode": "text, octal",
     "socket_group": "text",
     "qmp": "endpoint",

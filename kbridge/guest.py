@@ -21,6 +21,7 @@ from kbridge.breakin import BreakIn
 from kbridge.config import GuestConfig, OnLeave, StubDialect, StubKind
 from kbridge.console.pen import Pen
 from kbridge.console.recorder import Recorder
+from kbridge.debuginfo.debuginfod import Debuginfod
 from kbridge.debuginfo.finders import Finder
 from kbridge.debuginfo.objects import DebuggerObjects
 from kbridge.errors import GuestError, KbridgeError, LineError
@@ -57,12 +58,14 @@ class Guest:
         state: Path,
         access: SocketAccess,
         debug_dirs: Sequence[Path] = (),
+        servers: Debuginfod | None = None,
     ) -> None:
         self.name = name
         self.config = config
         self.runtime = runtime
         self.state_dir = state
         self._debug_dirs = tuple(debug_dirs)
+        self._servers = servers
         self.access = access
         self._reactor = reactor
         self._poller = poller
@@ -105,7 +108,8 @@ class Guest:
             dialect=_DIALECTS[self.config.dialect],
             break_in=self._ways_in(),
             tap=None if self.packets is None else self.packets.tap,
-            finder=Finder(self.config.vmlinux, (*self.config.debug_dirs, *self._debug_dirs)),
+            finder=Finder(self.config.vmlinux, (*self.config.debug_dirs, *self._debug_dirs), state),
+            servers=self._servers,
         )
 
     def _ways_in(self) -> BreakIn | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
 
 from kbridge.errors import ConfigError
 
@@ -56,6 +57,17 @@ def find(explicit: str | None, env: Mapping[str, str], *, uid: int | None = None
         why="looked for " + " and ".join(map(str, places)),
         todo="write one (`kbridge config explain` prints an example) or name it by --config or KBRIDGE_CONFIG",
     )
+
+
+def is_server(url: str) -> bool:
+    """Return whether a text is an address at which a server can be asked for files, of http or https."""
+    try:
+        parts = urlsplit(url)
+        return (
+            parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and url.isascii()
+        )
+    except ValueError:
+        return False
 
 
 def _xdg(env: Mapping[str, str], variable: str, fallback: str) -> Path:

@@ -45,6 +45,7 @@ from gdbstubs.exchange import BreakpointView, Exchange, SessionView
 from gdbstubs.sharing import MachineStatus, Phase
 from kbridge import journal
 from kbridge.breakin import BreakIn as BreakInWays
+from kbridge.debuginfo.debuginfod import Debuginfod
 from kbridge.debuginfo.finders import Finder
 from kbridge.debuginfo.objects import DebuggerObjects
 from kbridge.errors import GuestError, KbridgeError, RecordError
@@ -99,6 +100,7 @@ class Relay:
         break_in: BreakInWays | None = None,
         tap: Tap | None = None,
         finder: Finder | None = None,
+        servers: Debuginfod | None = None,
     ) -> None:
         self._reactor = reactor
         self._now: Callable[[], float] = reactor.seconds
@@ -123,7 +125,9 @@ class Relay:
         if finder is not None:
             links = debug_links(journal_path.parent)
             quick = dialect.interrupt_by is not InterruptBy.BREAK_IN
-            self.objects = DebuggerObjects(reactor, guest, memory, finder, links, quick=quick)
+            self.objects = DebuggerObjects(
+                reactor, guest, memory, finder, links, quick=quick, servers=servers
+            )
         self._exchange = Exchange(
             guest,
             replace(dialect, request_timeout=stub_timeout_seconds),

@@ -60,7 +60,13 @@ def test_an_empty_file_is_a_relay_without_guests() -> None:
     assert config.relay.state_dir == Path("/var/lib/kbridge")
     assert config.relay.runtime_dir == Path("/run/kbridge")
     assert config.relay.debug_dirs == (Path("/usr/lib/debug"),)
+    assert config.relay.debuginfod_urls == ()
     assert config.relay.socket_mode == 0o600
+
+
+def test_servers_of_debug_files() -> None:
+    relay = read('[relay]\ndebuginfod_urls = ["https://a.example/", "http://[::1]:8002/x"]').relay
+    assert relay.debuginfod_urls == ("https://a.example/", "http://[::1]:8002/x")
 
 
 def test_a_whole_guest() -> None:
@@ -272,6 +278,11 @@ def test_the_text_says_that_nothing_was_started_and_how_many_mistakes_there_are(
         ("[guests.a]\nqmp = []", "guests.a.qmp", "text in quotes"),
         ("[guests.-a]", "guests.-a", "starts with a letter or digit"),
         (f"[guests.{'a' * 32}]", f"guests.{'a' * 32}", "1 to 31"),
+        ("[relay]\ndebuginfod_urls = ['ftp://a']", "relay.debuginfod_urls[0]", "no address of a server"),
+        ("[relay]\ndebuginfod_urls = ['https://a', 'http://a b']", "relay.debuginfod_urls[1]", "no address"),
+        ("[relay]\ndebuginfod_urls = ['https:///a']", "relay.debuginfod_urls[0]", "no address"),
+        ("[relay]\ndebuginfod_urls = ['http://a:99999']", "relay.debuginfod_urls[0]", "no address"),
+        ("[relay]\ndebuginfod_bytes = 1", "relay.debuginfod_bytes", "greater than"),
         ("[relay]\nsocket_mode = 384", "relay.socket_mode", "octal"),
         ("[relay]\nsocket_mode = '0700'", "relay.socket_mode", "octal"),
         ("[relay]\nsocket_mode = '0670'", "relay.socket_mode", "never executed"),

@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
+from unittest import mock
 
 import pytest
 from cryptography import x509
@@ -22,7 +23,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from hypothesis import given
 from hypothesis import strategies as st
-from test_debuginfo_finders import ONE, TWO, module
+from symbols_lab import Image
+from test_debuginfo_finders import ONE, TWO, kernel, module
+from test_debuginfo_objects import Memory
+from test_symbols_modules import kernel_in
 from twisted.internet import reactor as global_reactor
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.protocol import Factory, Protocol, connectionDone
@@ -32,8 +36,12 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import TestCase
 
 from kbridge.debuginfo import debuginfod, download
-from kbridge.debuginfo.debuginfod import Debuginfod, is_server, place, prune, server_urls
+from kbridge.debuginfo.debuginfod import Debuginfod, place, prune
 from kbridge.debuginfo.download import DownloadFailed, Limits
+from kbridge.debuginfo.finders import Finder, read_kernel
+from kbridge.debuginfo.kernel import GuestKernel, Kernel, OwnTables
+from kbridge.debuginfo.objects import DebuggerObjects
+from symbols.kaslr import Linked
 from symbols.model import BuildId
 
 reactor: Any = global_reactor
@@ -121,7 +129,9 @@ async def until(condition: Callable[[], Any], what: str) -> None:
         await deferLater(reactor, 0.01)
 
 
-class DebuginfodTest(TestCase):
+class LabTest(TestCase):
+    """Made-up servers, and a client with a folder."""
+
     timeout = 120
 
     def setUp(self) -> None:
@@ -149,6 +159,8 @@ class DebuginfodTest(TestCase):
         assert not any(one.endswith(".part") for one in self.kept())
         return caught.value
 
+
+class DebuginfodTest(LabTest):
     async def test_a_file_is_fetched_once_and_then_kept(self) -> None:
         server = self.serve(says(answer(module(ONE))))
         client = self.client(server)
@@ -474,6 +486,60 @@ def own_certificate(path: Path) -> Path:
     return path
 
 
+class KernelTest(LabTest):
+    """A guest whose kernel's file nobody has but a server."""
+
+    async def test_a_guest_is_served_its_kernels_file_when_it_has_come(self) -> None:
+        memory = Memory()
+        memory.image = image = Image()
+        source = self.dir.parent / "vmlinux"
+        source.write_bytes(kernel(ONE))
+        linked = read_kernel(source).linked
+        slide = 0x600000
+        kernel_in(image, linked, slide)
+        server = self.serve(holds)
+        client = self.client(server)
+        finder = Finder(None, [self.dir / "absent"])
+        objects = DebuggerObjects(reactor, "web1", memory, finder, self.dir / "links", servers=client)
+        notes = image.read(linked.notes + slide, linked.notes_size)
+        own = OwnTables(mock.Mock(), notes, None)
+        where = Linked(linked.build_id, linked.notes + slide, linked.notes_size, None)
+        bare = Kernel(where, None, "its own symbols", None, own, None, None, None)
+
+        async def by_memory(_: GuestKernel) -> Kernel:
+            return bare
+
+        self.patch(GuestKernel, "_by_memory", by_memory)
+        assert "none of this build-id" in await objects.describe()
+        await until(lambda: server.asked, "a request")
+        assert "none of this build-id" in await objects.describe()
+        assert f"bytes of build-id {ID}" in await objects.describe()
+        assert len(server.asked) == 1
+        (visitor,) = server.visitors
+        says(answer(kernel(ONE)))(visitor)
+        await until(lambda: not client.underway, "the file")
+        said = await objects.describe()
+        assert str(place(self.dir, ID, "debuginfo")) in said
+        assert "0x600000" in said
+
+    async def test_a_guest_without_its_file_asks_seldom(self) -> None:
+        memory = Memory()
+        server = self.serve(says(answer(b"", "500 Broken")))
+        client = self.client(server, tries=1)
+        objects = DebuggerObjects(reactor, "web1", memory, Finder(None, []), self.dir, servers=client)
+        own = OwnTables(mock.Mock(), b"", None)
+        bare = Kernel(Linked(ID, 4096, 36, None), None, "its own symbols", None, own, None, None, None)
+
+        async def look(_: GuestKernel) -> Kernel:
+            return bare
+
+        self.patch(GuestKernel, "look", look)
+        for _ in range(3):
+            assert "none of this build-id" in await objects.describe()
+            await until(lambda: not client.underway, "the end of the download")
+        assert len(server.asked) == 1
+
+
 class RealServerTest(TestCase):
     """Debian's own server."""
 
@@ -572,9 +638,3 @@ def test_only_what_a_server_knows_is_asked_for(build_id: str, kind: str) -> None
 def test_what_is_no_file_of_a_build_id(kind: str) -> None:
     with pytest.raises(ValueError, match="no file"):
         place(Path("/kept"), ID, kind)
-
-
-def test_servers_of_a_list() -> None:
-    text = "https://a.example/ ima:enforcing http://b.example:8002/x  ftp://c http:///d http://e:99999"
-    assert server_urls(text) == ("https://a.example/", "http://b.example:8002/x")
-    assert not is_server("http://é.example")

@@ -121,6 +121,29 @@ def test_a_module_is_found_by_its_build_id_or_by_name(tmp_path: Path) -> None:
     assert finder.module("absent", None) is None
 
 
+def test_a_kernel_is_found_by_its_build_id_whatever_it_is_called(tmp_path: Path) -> None:
+    named, noted, kept = tmp_path / "named", tmp_path / "noted", tmp_path / "kept"
+    link = named / ".build-id" / ONE.hex()[:2] / f"{ONE.hex()[2:]}.debug"
+    link.parent.mkdir(parents=True)
+    noted.mkdir()
+    (noted / "any").write_bytes(kernel(ONE))
+    finder = Finder(None, [named, noted], kept)
+    # By the notes of all files, which are remembered.
+    assert finder.by_build_id(BuildId(ONE.hex())) == noted / "any"
+    assert len(list(kept.iterdir())) == 1
+    assert finder.by_build_id(BuildId(TWO.hex())) is None
+    # A name is looked at before, and not believed.
+    link.write_bytes(kernel(TWO))
+    assert finder.by_build_id(BuildId(ONE.hex())) == noted / "any"
+    assert f"of build-id {TWO.hex()}, not of {ONE.hex()}" in finder.problems[str(link)]
+    link.write_bytes(kernel(ONE))
+    assert finder.by_build_id(BuildId(ONE.hex())) == link
+    # What was found so is a kernel like any other.
+    assert finder.kernels() == []
+    finder.offer(link)
+    assert [one.path for one in finder.kernels()] == [link]
+
+
 def test_a_file_with_dwarf_is_named_by_its_build_id(tmp_path: Path) -> None:
     build_id = BuildId(ONE.hex())
     path, links = tmp_path / "vmlinux", tmp_path / "links"

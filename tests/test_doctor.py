@@ -208,6 +208,8 @@ def test_debug_files() -> None:
     bare = config("[guests.a]")
     assert one(list(debug_files(FakeHost(), bare))).level is Level.WARN
     assert one(list(debug_files(FakeHost(env={"DEBUGINFOD_URLS": "x"}), bare))).level is Level.OK
+    fetched = config('[relay]\ndebuginfod_urls = ["https://d.example"]\n[guests.a]')
+    assert "https://d.example" in one(list(debug_files(FakeHost(), fetched))).what
     with_ids = FakeHost(files={"/usr/lib/debug/.build-id": FOLDER})
     assert one(list(debug_files(with_ids, bare))).level is Level.OK
     named = config('[guests.a]\nvmlinux = "/v"\ndebug_dirs = ["/d"]')

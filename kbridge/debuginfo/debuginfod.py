@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import deferLater
@@ -330,22 +330,3 @@ def prune(folder: Path, most_bytes: int, spared: Path | None = None) -> None:
         if path != spared:
             path.unlink(missing_ok=True)
             total -= size
-
-
-def server_urls(text: str) -> tuple[str, ...]:
-    """Return the servers of a list such as ``DEBUGINFOD_URLS`` has, separated by spaces, of http and https.
-
-    An ``ima:`` word between them, of newer elfutils, is no server.
-    """
-    return tuple(word for word in text.split() if is_server(word))
-
-
-def is_server(url: str) -> bool:
-    """Return whether a text is an address that a server can be asked at."""
-    try:
-        parts = urlsplit(url)
-        return (
-            parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and url.isascii()
-        )
-    except ValueError:
-        return False

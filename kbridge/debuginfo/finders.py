@@ -1,11 +1,15 @@
 """Where files with a kernel's symbols may be: the configured file, then the folders for debug files.
 
+In a folder they are looked for by the names that distributions give them, and, once the guest has told its build-id, by
+that: the link of its name, else the notes of all files.
+
 Everything here reads files and blocks: it is called in a thread.  What was read of a file is remembered by path, size
 and time of change.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +18,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from kbridge.debuginfo.mapping import mapped
+from kbridge.debuginfo.notes import Notes, build_id_of
 from symbols import elf, modules, orc
 from symbols.btf import Btf, BtfError
 from symbols.elf import Image
@@ -93,7 +98,7 @@ def link_debug_file(folder: Path, build_id: BuildId, path: Path, image: Image) -
     """Name a file with DWARF by its build-id in a folder, as gdb looks for it.  Raises ``OSError``."""
     if not any(section.name in (".debug_info", ".zdebug_info") for section in elf.sections(image)):
         return
-    link = folder / ".build-id" / build_id[:2] / f"{build_id[2:]}.debug"
+    link = _link(folder, build_id)
     target = path.resolve()
     if link.is_symlink() and link.readlink() == target:
         return
@@ -107,9 +112,14 @@ def link_debug_file(folder: Path, build_id: BuildId, path: Path, image: Image) -
 class Finder:
     """The files of one guest: ``vmlinux`` if one is configured, then what ``folders`` have, in their order."""
 
-    def __init__(self, vmlinux: Path | None, folders: Sequence[Path]) -> None:
+    def __init__(self, vmlinux: Path | None, folders: Sequence[Path], remembered: Path | None = None) -> None:
+        """Look nowhere yet; ``remembered`` is a folder for what is learnt of the build-ids in ``folders``."""
         self._vmlinux = vmlinux
         self._folders = tuple(folders)
+        self._notes = [
+            Notes(one, None if remembered is None else _memory(remembered, one)) for one in folders
+        ]
+        self._offered: Path | None = None
         self._kernels: dict[tuple[str, int, int], KernelFile] = {}
         self._modules: dict[str, list[Path]] | None = None
         self.problems: dict[str, str] = {}
@@ -128,6 +138,26 @@ class Finder:
                 found.setdefault(kernel.linked.build_id, kernel)
         return list(found.values())
 
+    def offer(self, path: Path) -> None:
+        """Look at this file too, in place of the one that was offered before: it was found by a build-id."""
+        self._offered = path
+
+    def by_build_id(self, build_id: BuildId) -> Path | None:
+        """Return a file of this build-id out of the folders; None where none has it."""
+        for folder in self._folders:
+            path = _link(folder, build_id)
+            if path.exists():
+                own = build_id_of(path)
+                if own == build_id:
+                    return path
+                self.problems[str(path)] = (
+                    f"it is of build-id {own or 'none'}, not of {build_id} as it is called"
+                )
+        for notes in self._notes:
+            for path in notes.find(build_id):
+                return path
+        return None
+
     def _read(self, path: Path) -> KernelFile:
         status = path.stat()
         key = str(path.resolve()), status.st_size, status.st_mtime_ns
@@ -139,6 +169,8 @@ class Finder:
     def _kernel_paths(self) -> Iterator[Path]:
         if self._vmlinux is not None:
             yield self._vmlinux
+        if self._offered is not None:
+            yield self._offered
         for folder in self._folders:
             for pattern in KERNELS:
                 yield from sorted(folder.glob(pattern))
@@ -147,13 +179,13 @@ class Finder:
         """Return a module's file: by its build-id where that is known, else by its name, dashes being underscores."""
         if build_id is not None:
             for folder in self._folders:
-                path = folder / ".build-id" / build_id[:2] / f"{build_id[2:]}.debug"
+                path = _link(folder, build_id)
                 if path.exists():
                     return path
         if self._modules is None:
             self._modules = self._index_modules()
         for path in self._modules.get(name, []):
-            if build_id is None or _build_id(path) == build_id:
+            if build_id is None or build_id_of(path) == build_id:
                 return path
         return None
 
@@ -168,10 +200,10 @@ class Finder:
         return found
 
 
-def _build_id(path: Path) -> BuildId | None:
-    try:
-        with mapped(path) as image:
-            return elf.build_id(image)
-    except (SymbolError, OSError, ValueError):
-        # Not a file of this module, whatever else it is.
-        return None
+def _link(folder: Path, build_id: BuildId) -> Path:
+    """Return what a file is called by its build-id in a folder for debug files, as gdb looks for it."""
+    return folder / ".build-id" / build_id[:2] / f"{build_id[2:]}.debug"
+
+
+def _memory(remembered: Path, folder: Path) -> Path:
+    return remembered / f"notes-{hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]}.json"

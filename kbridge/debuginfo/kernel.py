@@ -109,8 +109,21 @@ class GuestKernel:
         if self._known is None:
             if not self._quick:
                 raise SlideUnknown("no file of its kernel is known, and its memory is behind a slow line")
-            self._known = await self._by_memory()
+            self._known = await self._by_name_of_memory()
         return self._known
+
+    def forget(self) -> None:
+        """Look anew the next time: a file came that may be its."""
+        self._known = self._modules = None
+
+    async def _by_name_of_memory(self) -> Kernel:
+        """Return the kernel by a file that only its build-id leads to, else by what it says of itself."""
+        own = await self._by_memory()
+        path = await self._in_thread(partial(self._finder.by_build_id, own.where.build_id))
+        if path is None:
+            return own
+        self._finder.offer(path)
+        return await self._by_file() or own
 
     async def _by_file(self) -> Kernel | None:
         files = await self._in_thread(self._finder.kernels)

@@ -18,11 +18,12 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Final
 from xml.sax.saxutils import quoteattr
 
-from twisted.internet.defer import Deferred, DeferredLock
+from twisted.internet.defer import CancelledError, Deferred, DeferredLock
 from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 
+from kbridge.debuginfo.debuginfod import ABSENT_SECONDS
 from kbridge.debuginfo.finders import link_debug_file
 from kbridge.debuginfo.kernel import GuestKernel, Kernel, Memory, Unwind
 from kbridge.debuginfo.mapping import mapped
@@ -35,9 +36,12 @@ from symbols.memory_skeleton import bare_module, kallsyms_skeleton
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from twisted.python.failure import Failure
+
+    from kbridge.debuginfo.debuginfod import Debuginfod
     from kbridge.debuginfo.finders import Finder
     from symbols.elf import Image
-    from symbols.model import Module
+    from symbols.model import BuildId, Module
     from symbols.module_symbols import ModuleSymbol
     from symbols.modules import ModuleList
     from symbols.orc import OrcLayout
@@ -69,13 +73,22 @@ class DebuggerObjects:
 
     ``links``: a folder for debug files, as gdb looks for them by build-id, in which the files that were found are named
     so: a distribution's are not.  Without ``quick`` memory is read over a slow line: modules are not listed, and a
-    kernel whose file nobody has is not asked for what it says of itself.
+    kernel whose file nobody has is not asked for what it says of itself.  ``servers`` are asked for a file that is not
+    at hand.
     """
 
     _log = Logger()
 
     def __init__(
-        self, reactor: Any, guest: str, memory: Memory, finder: Finder, links: Path, *, quick: bool = True
+        self,
+        reactor: Any,
+        guest: str,
+        memory: Memory,
+        finder: Finder,
+        links: Path,
+        *,
+        quick: bool = True,
+        servers: Debuginfod | None = None,
     ) -> None:
         self._reactor = reactor
         self._quick = quick
@@ -85,6 +98,9 @@ class DebuggerObjects:
         self._guest = guest
         self._finder = finder
         self._kernel = GuestKernel(memory, finder, self._in_thread, quick=quick)
+        self._servers = servers
+        self._asked: tuple[BuildId, float] | None = None
+        """What the servers were asked for last, and when."""
         self._told: OrderedDict[str, _Told] = OrderedDict()
         self._makers: OrderedDict[str, Callable[[], bytes]] = OrderedDict()
         self._made: OrderedDict[str, bytes] = OrderedDict()
@@ -176,7 +192,32 @@ class DebuggerObjects:
     async def _look(self) -> Kernel:
         kernel = await self._kernel.look()
         self.problem = ""
+        if kernel.path is None and self._servers is not None:
+            self._fetch(self._servers, kernel)
         return kernel
+
+    def _fetch(self, servers: Debuginfod, kernel: Kernel) -> None:
+        """Ask for the kernel's file; nobody waits for it, who comes when it is there is served with it."""
+        now, build_id = self._reactor.seconds(), kernel.where.build_id
+        if self._asked is not None and self._asked[0] == build_id and now - self._asked[1] < ABSENT_SECONDS:
+            return
+        self._asked = build_id, now
+
+        def came(path: Path | None) -> None:
+            if path is not None:
+                self._finder.offer(path)
+                self._kernel.forget()
+                # What was made without it has the same name.
+                self._made.clear()
+                self._log.info("{guest}: its kernel's file came: {path}", guest=self._guest, path=str(path))
+
+        def failed(failure: Failure) -> None:
+            failure.trap(KbridgeError, OSError, CancelledError)
+            self._log.info("{guest}: no debug file: {why}", guest=self._guest, why=str(failure.value))
+
+        servers.find(build_id).addCallbacks(came, failed).addErrback(
+            lambda failure: self._log.failure("{guest}: a bug", failure, guest=self._guest)
+        )
 
     def _name_main(self, kernel: Kernel) -> str:
         build_id = kernel.where.build_id
@@ -290,6 +331,9 @@ class DebuggerObjects:
                 if one.linked.build_id != kernel.where.build_id
             )
         lines.extend(f"not used   {path}: {why}" for path, why in self._finder.problems.items())
+        for one in () if self._servers is None else self._servers.underway:
+            size = "" if one.size is None else f" of {one.size:,}"
+            lines.append(f"fetching   {one.got:,}{size} bytes of build-id {one.build_id}")
         return "\n".join(lines) + "\n"
 
     async def describe_modules(self) -> str:

@@ -276,8 +276,7 @@ def status(daemon: Daemon, guest: Guest) -> models.GuestStatus:
         ),
         vmlinux=None if config.vmlinux is None else str(config.vmlinux),
         debug_dirs=[
-            str(path)
-            for path in (*config.debug_dirs, *daemon.config.relay.debug_dirs, debug_links(guest.state_dir))
+            str(path) for path in (*config.debug_dirs, *daemon.debug_dirs, debug_links(guest.state_dir))
         ],
     )
 
