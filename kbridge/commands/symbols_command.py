@@ -47,9 +47,9 @@ _json = click.option("--json", "as_json", is_flag=True, help="JSON, one object o
 
 @click.group("symbols")
 def command() -> None:
-    """Look up names and source lines of a kernel, from an index that is made once for each file.
+    """Look up names and source lines of a kernel.
 
-    The index is kept in `$XDG_CACHE_HOME/kbridge/symbols`, by build-id.
+    They come from an index that is made once for each file and kept in `$XDG_CACHE_HOME/kbridge/symbols`, by build-id.
     """
 
 
