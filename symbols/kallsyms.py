@@ -11,10 +11,13 @@ to 8 bytes, numbers little-endian:
 Which it is differs within one stable series too, so they are found by what is in them: the tokens of the digits stand
 in their order, a marker is where each 256th name begins.  Where per-CPU symbols are absolute, an offset of 0 or more is
 an address, and one below it counts from the base: base - 1 - offset.
+
+The bytes are the guest's, who may mean harm: how much is tried, walked and spelled out is bounded.
 """
 
 from __future__ import annotations
 
+import itertools
 import struct
 from array import array
 from dataclasses import dataclass
@@ -32,8 +35,22 @@ _TOKENS: Final = 256
 _LONGEST_TOKEN: Final = 64
 _EACH_MARKER: Final = 256
 _FEWEST: Final = 1000
-_MOST: Final = 4_000_000
+_MOST: Final = 1_000_000
 _LONGEST_NAME: Final = 1024
+_MOST_TEXT: Final = 64 << 20
+"""Characters of all names together: a distribution's kernel has 2 million."""
+_MOST_DIGITS: Final = 256
+"""How many places with digits in their order are looked at."""
+_MOST_TOKEN_TABLES: Final = 4
+"""How many tables of tokens: a kernel has one."""
+_FARTHEST_NAMES: Final = 16 << 20
+"""How far before the tokens the names may begin."""
+_EACH_LOOK: Final = 16
+"""What looking at a place for names costs, as so many names passed over."""
+_MOST_WALKED: Final = 2 * _MOST
+"""How many names are passed over in looking for the table: those of the table itself, and some of what is none."""
+MOST_TRIES: Final = 8
+"""How often the bytes read so far are decoded in vain before the search is given up."""
 _TYPES: Final = frozenset(b"ABCDGINRSTUVWabcdginrstuvw?-")
 _KERNEL_MAP: Final = 0xFFFF_FFFF_8000_0000
 _WORD: Final = (1 << 64) - 1
@@ -69,6 +86,14 @@ class Kallsyms:
                 found.setdefault(name, address)
         return found
 
+    def moved(self, distance: int) -> Kallsyms:
+        """Return the table as it is for a kernel ``distance`` bytes further on; what is absolute stays."""
+        return Kallsyms(
+            tuple([one + distance & _WORD if one >= _KERNEL_MAP else one for one in self.addresses]),
+            self.types,
+            self.names,
+        )
+
 
 def first_place(handler: int) -> int:
     """Return where to begin to read, given where an exception's handler is: the constants are behind the code."""
@@ -95,6 +120,7 @@ def search(handler: int) -> Search[Kallsyms]:
     """Find the table in memory, given where an exception's handler is.  Raises ``KallsymsError``."""
     start = first_place(handler)
     data = bytearray()
+    tries = 0
     while len(data) < FARTHEST:
         piece = yield from more(start + len(data))
         data += piece
@@ -104,27 +130,38 @@ def search(handler: int) -> Search[Kallsyms]:
             try:
                 return decode(bytes(data))
             except KallsymsError:
-                if ended:
+                tries += 1
+                if ended or tries == MOST_TRIES:
                     raise
     raise KallsymsError(f"no table of symbols within {FARTHEST >> 20} MB behind the exception handlers")
 
 
 def decode(data: bytes) -> Kallsyms:
     """Find and decode the table in a piece of the kernel's memory.  Raises ``KallsymsError``."""
+    left = _MOST_WALKED
     for tokens, start, end in _token_tables(data):
-        for count, names_at, names_end in _name_tables(data, tokens, start):
-            addresses = _addresses(data, count, names_at, end)
-            if addresses is not None:
-                return _table(data, tokens, names_at, names_end, addresses)
+        for names in _name_tables(data, start):
+            found, walked = _starts(data, tokens, names, min(left, names.count))
+            left -= walked + _EACH_LOOK
+            if left <= 0:
+                raise KallsymsError("too much in these bytes looks like a table of symbols and is none")
+            if found is not None:
+                _check_text(data[names.at : found[-1]], tokens)
+                addresses = _addresses(data, names, end)
+                if addresses is not None:
+                    return _table(data, tokens, found, addresses)
     raise KallsymsError("there is no table of symbols in these bytes")
 
 
 def _token_tables(data: bytes) -> Iterator[tuple[list[bytes], int, int]]:
     """Find tokens: what they are, where they begin, and where their offsets end."""
     digits = data.find(_DIGITS)
-    while digits >= 0:
+    looked = tables = 0
+    while digits >= 0 and looked < _MOST_DIGITS and tables < _MOST_TOKEN_TABLES:
+        looked += 1
         found = _tokens_round(data, digits + 1)
         if found is not None:
+            tables += 1
             yield found
         digits = data.find(_DIGITS, digits + 1)
 
@@ -159,48 +196,70 @@ def _aligned(at: int) -> int:
     return at + 7 & ~7
 
 
-def _name_tables(data: bytes, tokens: list[bytes], before: int) -> Iterator[tuple[int, int, int]]:
-    """Find tables of names before the tokens: how many, where they begin and end."""
-    words = array("Q", data[: before & ~7])
+@dataclass(frozen=True, slots=True)
+class _Names:
+    """Where a table of names may be, by its number of names and its markers."""
+
+    count: int
+    at: int
+    markers: int
+
+
+def _name_tables(data: bytes, before: int) -> Iterator[_Names]:
+    """Find what may be tables of names whose markers, or sequence, end where the tokens begin: the nearest first.
+
+    A number of names says where their markers are: what is there is looked at before any name is.
+    """
+    first = max(0, (before & ~7) - _FARTHEST_NAMES)
+    words = array("Q", data[first : before & ~7])
     for index in range(len(words) - 1, -1, -1):
         count = words[index]
         if _FEWEST <= count <= _MOST:
-            end = _names_end(data, tokens, index * 8 + 8, count, before)
-            if end is not None:
-                yield count, index * 8 + 8, end
+            at = first + index * 8 + 8
+            size = _aligned(4 * -(-count // _EACH_MARKER))
+            for markers in (before - size, before - _aligned(3 * count) - size):
+                if markers > at and data[markers : markers + 4] == bytes(4):
+                    yield _Names(count, at, markers)
 
 
-def _names_end(data: bytes, tokens: list[bytes], start: int, count: int, before: int) -> int | None:
-    """Return where ``count`` names end that begin at ``start``, if they do and their markers follow."""
-    at = start
-    marks = [0]
-    for number in range(1, count + 1):
-        if at + 2 >= before:
-            return None
-        length = data[at]
-        if length & 0x80:
-            length = length & 0x7F | data[at + 1] << 7
-            at += 1
-        if not 0 < length <= _LONGEST_NAME or (number < 64 and tokens[data[at + 1]][0] not in _TYPES):
-            return None
-        at += length + 1
-        if number == _EACH_MARKER:
-            marks.append(at - start)
-            # The rest is walked for tables only that begin well.
-    place = _aligned(at)
-    return at if data[place : place + 8] == struct.pack("<II", *marks) else None
+def _starts(data: bytes, tokens: list[bytes], names: _Names, most: int) -> tuple[list[int] | None, int]:
+    """Return where each name begins, and last where they end, if they are names; and how many were looked at.
+
+    Every 256th begins where its marker says, the last ends where the markers begin.
+    """
+    at, limit = names.at, names.markers
+    starts: list[int] = []
+    append = starts.append
+    for marker in array("I", data[limit : limit + 4 * -(-names.count // _EACH_MARKER)]):
+        if marker != at - names.at or len(starts) >= most:
+            return None, len(starts)
+        for _ in range(min(_EACH_MARKER, names.count - len(starts))):
+            append(at)
+            length = data[at]
+            if length & 0x80:
+                length = length & 0x7F | data[at + 1] << 7
+                at += 1
+            at += length + 1
+            if not 0 < length <= _LONGEST_NAME or at > limit:
+                return None, len(starts)
+        if len(starts) == _EACH_MARKER and any(
+            tokens[data[one + 1 + (data[one] >> 7)]][0] not in _TYPES for one in starts
+        ):
+            return None, len(starts)
+    ended = len(starts) == names.count and _aligned(at) == limit
+    return ([*starts, at] if ended else None), len(starts)
 
 
-def _addresses(data: bytes, count: int, names_at: int, tokens_end: int) -> tuple[int, ...] | None:
+def _addresses(data: bytes, names: _Names, tokens_end: int) -> tuple[int, ...] | None:
     """Find offsets and their base, where older and newer kernels have them."""
-    size = _aligned(count * 4)
-    base_at = names_at - 16
+    size = _aligned(names.count * 4)
+    base_at = names.at - 16
     if base_at - size >= 0:
-        found = _relative(data, base_at - size, base_at, count)
+        found = _relative(data, base_at - size, base_at, names.count)
         if found is not None:
             return found
     offsets_at = _aligned(tokens_end)
-    return _relative(data, offsets_at, offsets_at + size, count)
+    return _relative(data, offsets_at, offsets_at + size, names.count)
 
 
 def _relative(data: bytes, offsets_at: int, base_at: int, count: int) -> tuple[int, ...] | None:
@@ -216,22 +275,20 @@ def _relative(data: bytes, offsets_at: int, base_at: int, count: int) -> tuple[i
     return tuple([base + (offset & 0xFFFFFFFF) & _WORD for offset in offsets])
 
 
-def _table(
-    data: bytes, tokens: list[bytes], names_at: int, names_end: int, addresses: tuple[int, ...]
-) -> Kallsyms:
-    types = bytearray()
-    names: list[str] = []
+def _check_text(stored: bytes, tokens: list[bytes]) -> None:
+    """Refuse names that would take too much memory when they are spelled out."""
+    # A length counts as a token here: an upper bound is enough.
+    if sum(stored.translate(bytes(map(len, tokens)))) > _MOST_TEXT:
+        raise KallsymsError("the names in these bytes are longer than any kernel's together")
+
+
+def _table(data: bytes, tokens: list[bytes], starts: list[int], addresses: tuple[int, ...]) -> Kallsyms:
+    """Spell out the names; ``starts`` are where they begin, and last where they end."""
     texts = [token.decode("latin-1") for token in tokens]
     expand = texts.__getitem__
-    at = names_at
-    while at < names_end:
-        length = data[at]
-        at += 1
-        if length & 0x80:
-            length = length & 0x7F | data[at] << 7
-            at += 1
-        text = "".join(map(expand, data[at : at + length]))
-        at += length
-        types.append(ord(text[0]))
-        names.append(text[1:])
-    return Kallsyms(addresses, bytes(types), tuple(names))
+    # Most names are short: one byte of length, which no token is.
+    names = [
+        "".join(map(expand, data[at + 1 + (data[at] >> 7) : end])) for at, end in itertools.pairwise(starts)
+    ]
+    types = "".join([name[0] for name in names]).encode("latin-1")
+    return Kallsyms(addresses, types, tuple([name[1:] for name in names]))

@@ -134,6 +134,53 @@ def test_any_bytes_are_no_table(noise: bytes, at: int) -> None:
         kallsyms.decode(data)
 
 
+# -- a guest that means harm: bounded work, bounded memory ---------------------------------------------------------
+
+
+def forged(unit: bytes, names: int, count: int, pairs: dict[int, str] | None = None) -> bytes:
+    """Valid tokens behind ``names`` times ``unit``, and markers that fit each of them as a beginning."""
+    _, text, offsets = tokens_of(pairs or {})
+    markers = struct.pack(
+        f"<{-(-count // 256)}I", *range(0, 256 * len(unit) * -(-count // 256), 256 * len(unit))
+    )
+    return unit * names + padded(markers) + padded(text) + offsets
+
+
+def test_each_name_that_could_begin_a_table_is_not_walked_to_the_end() -> None:
+    # Each number of names is followed by names up to the end, which a walk from each would take hours for.
+    unit = struct.pack("<Q", 30_000) + b"\x0fTxxxxxx"
+    with pytest.raises(KallsymsError, match=r"looks like a table|no table"):
+        kallsyms.decode(forged(unit, 60_000, 30_000))
+
+
+def test_a_walk_ends_where_its_budget_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kallsyms, "_MOST_WALKED", 10_000)
+    unit = struct.pack("<Q", 30_000) + b"\x0fTxxxxxx"
+    with pytest.raises(KallsymsError, match="looks like a table"):
+        kallsyms.decode(forged(unit, 60_000, 30_000))
+
+
+def test_a_flood_of_digits_is_not_looked_at_for_ever() -> None:
+    digits = b"".join(b"%d\0" % digit for digit in range(10))
+    with pytest.raises(KallsymsError, match="no table"):
+        kallsyms.decode(b"\0" + digits * 400_000)
+
+
+def test_names_that_would_fill_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    data, wanted = made(old=True, absolute=True)
+    monkeypatch.setattr(kallsyms, "_MOST_TEXT", sum(map(len, wanted.names)) // 2)
+    with pytest.raises(KallsymsError, match="longer than any kernel's"):
+        kallsyms.decode(data)
+
+
+def test_a_search_that_finds_decoys_everywhere_is_given_up() -> None:
+    digits = b"\0" + b"".join(b"%d\0" % digit for digit in range(10))
+    memory = Image({BASE: (digits + bytes((1 << 20) - len(digits))) * 20})
+    with pytest.raises(KallsymsError):
+        memory.run(kallsyms.search(BASE))
+    assert memory.batches == kallsyms.MOST_TRIES
+
+
 @pytest.mark.guest
 @pytest.mark.parametrize("name", ["cloud", "kgdb"])
 def test_a_real_kernels_table_is_its_system_map(name: str, request: pytest.FixtureRequest) -> None:

@@ -180,6 +180,7 @@ class GuestKernel:
     async def _own_symbols(self, handler: int) -> Kallsyms:
         start = kallsyms.first_place(handler)
         data = bytearray()
+        tries = 0
         while len(data) < FARTHEST:
             piece = await self._memory.run(kallsyms.more(start + len(data)))
             data += piece
@@ -188,7 +189,8 @@ class GuestKernel:
                 try:
                     found: Kallsyms = await self._in_thread(partial(kallsyms.decode, bytes(data)))
                 except kallsyms.KallsymsError:
-                    if ended:
+                    tries += 1
+                    if ended or tries == kallsyms.MOST_TRIES:
                         raise
                 else:
                     return found
