@@ -30,6 +30,15 @@ _LAST_KIND: Final = 19
 MOST_BYTES: Final = 64 << 20
 MOST_TYPES: Final = 1 << 21
 _DEEPEST: Final = 32
+_MOST_MEMBERS: Final = 1 << 15
+"""Of a structure, those of structures without a name among them; the kernel's largest have some hundred."""
+_LONGEST_NAME: Final = 512
+"""KSYM_NAME_LEN of include/linux/kallsyms.h, which is BTF's limit too."""
+_MOST_SAME_NAMES: Final = 64
+"""A name is there once, or a few times where it ends another."""
+_BEGINNING: Final = struct.pack("<HBBI", MAGIC, 1, 0, _HEADER.size)
+_MOST_BEGINNINGS: Final = 8
+"""How many places are looked at that begin as BTF does."""
 _POINTER_BYTES: Final = 8
 
 
@@ -73,14 +82,16 @@ class Btf:
         unpack, extra, each = _TYPE.unpack_from, _EXTRA.get, _EACH.get
         places = [0]
         append = places.append
-        while at + _TYPE.size <= end:
+        while at + _TYPE.size <= end and len(places) <= MOST_TYPES:
             append(at)
             info = unpack(data, at)[1]
             kind = info >> 24 & 31
             if kind > _LAST_KIND:
                 raise BtfError(f"type {len(places) - 1} is of kind {kind}, which is unknown")
             at += 12 + extra(kind, 0) + (info & 0xFFFF) * each(kind, 0)
-        if at != end or len(places) > MOST_TYPES:
+        if len(places) > MOST_TYPES:
+            raise BtfError(f"more than {MOST_TYPES} types are more than any kernel's")
+        if at != end:
             raise BtfError("the types of the BTF are cut off")
         return places
 
@@ -94,17 +105,19 @@ class Btf:
 
     def _name(self, offset: int) -> str:
         at = self._names_at + offset
-        end = self._data.find(b"\0", at, self._names_end)
+        end = self._data.find(b"\0", at, min(at + _LONGEST_NAME, self._names_end))
         if at >= self._names_end or end < 0:
-            raise BtfError(f"a name at {offset} is cut off")
+            raise BtfError(f"a name at {offset} is cut off, or longer than any")
         return self._data[at:end].decode("utf-8", "replace")
 
     def struct(self, name: str) -> int:
         """Return the type of the structure of this name that has members."""
         wanted = b"\0" + name.encode() + b"\0"
-        offsets = set()
+        offsets: set[int] = set()
         at = self._data.find(wanted, self._names_at, self._names_end)
         while at >= 0:
+            if len(offsets) == _MOST_SAME_NAMES:
+                raise BtfError(f"the name {name} is there more often than in any kernel")
             offsets.add(at + 1 - self._names_at)
             at = self._data.find(wanted, at + 1, self._names_end)
         data, unpack = self._data, _TYPE.unpack_from
@@ -118,15 +131,22 @@ class Btf:
     def members(self, number: int) -> dict[str, Member]:
         """Return the members of a structure or union, those of its members without a name among them."""
         found: dict[str, Member] = {}
-        self._members(number, 0, found, 0)
+        self._members(number, 0, found, 0, _MOST_MEMBERS)
         return found
 
-    def _members(self, number: int, base: int, found: dict[str, Member], depth: int) -> None:
+    def _members(self, number: int, base: int, found: dict[str, Member], depth: int, left: int) -> int:
+        """Add the members of a structure to ``found``; ``left`` is how many may come, returned is what is left then.
+
+        Depth alone is no bound: structures that have each other's twice grow as powers of two.
+        """
         if depth > _DEEPEST:
             raise BtfError("structures in structures without end")
         kind, count, flag, _, at = self._type(self._bare(number))
         if kind not in (_STRUCT, _UNION):
             raise BtfError(f"type {number} is no structure")
+        left -= count
+        if left < 0:
+            raise BtfError(f"a structure with more than {_MOST_MEMBERS} members")
         for place in range(at, at + count * _MEMBER.size, _MEMBER.size):
             name, type_, offset = _MEMBER.unpack_from(self._data, place)
             # With the flag the offset's top byte is a bit-field's size.
@@ -135,7 +155,8 @@ class Btf:
             if text:
                 found.setdefault(text, Member(bits, type_, offset >> 24 if flag else 0))
             else:
-                self._members(type_, bits, found, depth + 1)
+                left = self._members(type_, bits, found, depth + 1, left)
+        return left
 
     def _bare(self, number: int) -> int:
         """Return a type without ``const``, ``typedef`` and the like."""
@@ -148,20 +169,20 @@ class Btf:
 
     def member(self, number: int, path: str) -> Member:
         """Return the member that a path such as ``core_layout.base`` leads to from a structure."""
-        bits = 0
+        bits = width = 0
         for name in path.split("."):
             found = self.members(number).get(name)
             if found is None:
                 raise BtfError(f"this kernel's structure has no member {name}")
-            bits, number = bits + found.bits, found.type
-        return Member(bits, number)
+            bits, number, width = bits + found.bits, found.type, found.width
+        return Member(bits, number, width)
 
     def offset(self, number: int, path: str) -> int:
         """Return where a member begins, in bytes.  Raises ``BtfError`` for a bit-field too."""
-        bits = self.member(number, path).bits
-        if bits % 8:
+        member = self.member(number, path)
+        if member.width or member.bits % 8:
             raise BtfError(f"{path} is a bit-field")
-        return bits // 8
+        return member.bits // 8
 
     def bits(self, number: int, name: str) -> tuple[int, int]:
         """Return where a bit-field begins, and how many bits it has."""
@@ -203,3 +224,32 @@ class Btf:
             raise BtfError(f"type {number} is no array")
         inner: int = _ARRAY.unpack_from(self._data, at)[0]
         return inner
+
+
+def find(data: bytes) -> Btf:
+    """Find a kernel's types in a piece of its memory, by how they begin.  Raises ``BtfError``.
+
+    For a kernel whose symbols do not say where they are: one without CONFIG_KALLSYMS_ALL names its functions only.
+    """
+    at = data.find(_BEGINNING)
+    for _ in range(_MOST_BEGINNINGS):
+        if at < 0:
+            break
+        size = _written_size(data[at : at + _HEADER.size])
+        if size is not None and at + size <= len(data):
+            try:
+                return Btf(data[at : at + size])
+            except BtfError:
+                # It only begins like one: the next may be it.
+                pass
+        at = data.find(_BEGINNING, at + 1)
+    raise BtfError("there is no BTF in these bytes")
+
+
+def _written_size(header: bytes) -> int | None:
+    """Return the size of BTF as pahole writes it, names right behind types; None for what is none."""
+    if len(header) < _HEADER.size:
+        return None
+    _, _, _, size, type_at, type_size, name_at, name_size = _HEADER.unpack(header)
+    whole: int = size + type_size + name_size
+    return whole if type_at == 0 and name_at == type_size and type_size and whole <= MOST_BYTES else None

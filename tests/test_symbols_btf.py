@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from symbols_lab import Types
 
 from kbridge.debuginfo.mapping import mapped
+from symbols import btf as btf_module
 from symbols import elf, modules, orc
 from symbols.btf import Btf, BtfError
 
@@ -93,6 +94,57 @@ def test_types_that_contain_themselves_end() -> None:
         btf.size(2)
     with pytest.raises(BtfError, match="without end"):
         btf.size(3)
+
+
+def test_structures_that_grow_as_powers_are_refused() -> None:
+    types = Types()
+    for level in range(1, 12):
+        types.struct(f"level{level}", 8, [("", level + 1, 0)] * 60)
+    types.struct("level12", 8, [])
+    with pytest.raises(BtfError, match="more than 32768 members"):
+        Btf(types.data()).members(1)
+
+
+def test_names_without_end_are_refused() -> None:
+    types = Types()
+    number = types.integer("int", 4)
+    types.struct("big", 8, [("m" * 5000, number, 0)])
+    with pytest.raises(BtfError, match="longer than any"):
+        Btf(types.data()).members(2)
+    types = Types()
+    for _ in range(100):
+        types.struct("module", 8, [])
+    with pytest.raises(BtfError, match="more often"):
+        Btf(types.data()).struct("module")
+
+
+def test_types_without_end_are_refused_before_they_fill_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    types = Types()
+    for _ in range(100):
+        types.pointer()
+    monkeypatch.setattr(btf_module, "MOST_TYPES", 50)
+    with pytest.raises(BtfError, match="more than 50 types"):
+        Btf(types.data())
+
+
+def test_a_bit_field_is_one_wherever_it_begins() -> None:
+    entry = Btf(DATA).struct("orc_entry")
+    assert Btf(DATA).member(entry, "sp_reg").width == 4
+    with pytest.raises(BtfError, match="bit-field"):
+        Btf(DATA).offset(entry, "sp_reg")
+
+
+@pytest.mark.parametrize("before", [0, 1, 4096, 12345])
+def test_it_is_found_in_memory(before: int) -> None:
+    decoy = b"\x9f\xeb\x01\x00\x18\x00\x00\x00" + bytes(100)
+    found = btf_module.find(decoy * 3 + bytes(before) + DATA + bytes(500))
+    assert found.size(found.struct("module")) == 128
+
+
+@pytest.mark.parametrize("data", [b"", bytes(100), DATA[:-1], b"\x9f\xeb\x01\x00\x18\x00\x00\x00"])
+def test_where_it_is_not_nothing_is_found(data: bytes) -> None:
+    with pytest.raises(BtfError, match="no BTF in these bytes"):
+        btf_module.find(data)
 
 
 @given(
