@@ -7,6 +7,7 @@ symbols never slide.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 from typing import NewType
 
 BuildId = NewType("BuildId", str)
@@ -37,6 +38,17 @@ class ModuleSection:
     address: int
 
 
+class ModuleState(Enum):
+    """``enum module_state`` of include/linux/module.h."""
+
+    LIVE = 0
+    COMING = 1
+    """Its initialisation has not ended."""
+    GOING = 2
+    UNFORMED = 3
+    """It is being read in."""
+
+
 @dataclass(frozen=True, slots=True)
 class Module:
     """A module in guest memory."""
@@ -53,5 +65,8 @@ class Module:
     """Where the kernel keeps it (CONFIG_STACKTRACE_BUILD_ID)."""
     unwind: tuple[int, int, int] | None
     """Of its unwind tables: how many entries, where they are, where their places are; None where there are none."""
+    state: ModuleState
+    taints: int
+    """Why the kernel is tainted by it, bits as in kernel/panic.c (``taint_flags``): 12 out of tree, 13 not signed."""
     symbols: int
     """Of its ``struct mod_kallsyms``, 0 where there is none."""

@@ -21,6 +21,8 @@ _SYMBOL: Final = struct.Struct("<IBBHQQ")
 _LONGEST_NAME: Final = 512
 MOST_SYMBOLS: Final = 1 << 17
 MOST_NAME_BYTES: Final = 8 << 20
+_MOST_SYMBOLS_TOGETHER: Final = 1 << 20
+_MOST_NAME_BYTES_TOGETHER: Final = 64 << 20
 _KINDS: Final = frozenset((0, 1, 2))
 
 
@@ -40,12 +42,13 @@ def read(tables: Sequence[int]) -> Search[list[tuple[ModuleSymbol, ...]]]:
     known = [one for one in tables if one]
     heads = yield tuple(Read(one, _TABLE.size) for one in known)
     places = [_TABLE.unpack(data) if len(data) == _TABLE.size else (0, 0, 0) for data in heads]
-    if any(count > MOST_SYMBOLS for _, count, _ in places):
+    counts = [count for _, count, _ in places]
+    if any(count > MOST_SYMBOLS for count in counts) or sum(counts) > _MOST_SYMBOLS_TOGETHER:
         raise SymbolError("a module says that it has more symbols than any has")
     raw = yield tuple(Read(table, count * _SYMBOL.size) for table, count, _ in places)
     entries = [list(_SYMBOL.iter_unpack(data[: len(data) - len(data) % _SYMBOL.size])) for data in raw]
     sizes = [max((entry[0] for entry in its), default=0) + _LONGEST_NAME for its in entries]
-    if any(size > MOST_NAME_BYTES for size in sizes):
+    if any(size > MOST_NAME_BYTES for size in sizes) or sum(sizes) > _MOST_NAME_BYTES_TOGETHER:
         raise SymbolError("a module says that its names are longer than any module's")
     names = yield from _names([(place[2], size) for place, size in zip(places, sizes, strict=True)])
     found = {

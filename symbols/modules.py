@@ -10,9 +10,10 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from symbols.btf import BtfError
 from symbols.elf import build_id_of_notes
 from symbols.errors import SymbolError
-from symbols.model import BuildId, Module, ModuleSection
+from symbols.model import BuildId, Module, ModuleSection, ModuleState
 from symbols.reads import Read, Search
 
 if TYPE_CHECKING:
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
 LIST_SYMBOL: Final = "modules"
 MOST_MODULES: Final = 4096
 MOST_SECTIONS: Final = 1024
+_MOST_SECTIONS_TOGETHER: Final = 1 << 16
+_LARGEST: Final = 1 << 16
+"""Bytes of ``struct module``, which has 1 to 2 KB; the layout is the guest's word, and decides what is read."""
+_LARGEST_ENTRY: Final = 1 << 10
 _MOST_NAME: Final = 64
 _NOTES: Final = ".note.gnu.build-id"
 _NOTES_BYTES: Final = 36
@@ -30,8 +35,6 @@ _NODE: Final = 16
 _MOST_UNWIND: Final = 1 << 20
 _CORE_KINDS: Final = 4
 """MOD_TEXT, MOD_DATA, MOD_RODATA and MOD_RO_AFTER_INIT; behind them is what the initialisation needs."""
-_LIVE: Final = 0
-"""MODULE_STATE_LIVE: what only the initialisation needs is freed, and may belong to somebody else."""
 _KERNEL_SPACE: Final = 1 << 63
 
 
@@ -47,6 +50,8 @@ class ModuleLayout:
     """Of ``struct module``."""
     list: int
     state: int
+    taints: int | None
+    """Of its taints, a word of 64 bits."""
     name: int
     name_size: int
     base: int
@@ -75,6 +80,18 @@ class ModuleLayout:
 
 def layout(btf: Btf) -> ModuleLayout:
     """Return the layout of a kernel's modules.  Raises ``BtfError`` where it is not as any known kernel's."""
+    found = _layout(btf)
+    inside = (found.list + _NODE, found.name + found.name_size, found.base + 8, found.text_size + 4)
+    if not max(inside) <= found.size <= _LARGEST:
+        raise BtfError(f"a struct module of {found.size} bytes is not as any kernel's")
+    if not max(found.entry_name, found.entry_address) + 8 <= found.entry_size <= _LARGEST_ENTRY:
+        raise BtfError(f"an entry of a module's sections of {found.entry_size} bytes is not as any kernel's")
+    if max(found.entries, found.pointers, found.count or 0) > _LARGEST_ENTRY:
+        raise BtfError("a module's sections are not where any kernel has them")
+    return found
+
+
+def _layout(btf: Btf) -> ModuleLayout:
     module = btf.struct("module")
     attributes = btf.struct("module_sect_attrs")
     others: tuple[tuple[int, int], ...] = ()
@@ -94,6 +111,7 @@ def layout(btf: Btf) -> ModuleLayout:
         size=btf.size(module),
         list=btf.offset(module, "list"),
         state=btf.offset(module, "state"),
+        taints=btf.offset(module, "taints") if btf.has(module, "taints") else None,
         name=btf.offset(module, "name"),
         name_size=min(btf.size(btf.member(module, "name").type), _MOST_NAME),
         base=base,
@@ -210,6 +228,8 @@ def _counts(where: ModuleLayout, attributes: list[int]) -> Search[list[int]]:
         counts = [int.from_bytes(one, "little") for one in numbers]
     if any(count > MOST_SECTIONS for count in counts):
         raise ModulesError(f"a module with {max(counts)} sections")
+    if sum(counts) > _MOST_SECTIONS_TOGETHER:
+        raise ModulesError(f"modules with {sum(counts)} sections together")
     return counts
 
 
@@ -220,7 +240,9 @@ def _module(
     sections: tuple[ModuleSection, ...],
     build_id: BuildId | None,
 ) -> Module:
-    live = int.from_bytes(data[where.state : where.state + 4], "little") == _LIVE
+    state = _state(data[where.state : where.state + 4])
+    # What only the initialisation needed is freed then, and may belong to somebody else.
+    live = state is ModuleState.LIVE
     areas = [
         (_pointer(data, start), int.from_bytes(data[size : size + 4], "little"))
         for start, size in ((where.base, where.text_size), *where.others)
@@ -240,8 +262,18 @@ def _module(
         ),
         build_id=build_id,
         unwind=None if where.unwind is None else _unwind_of(data, where.unwind),
+        state=state,
+        taints=0 if where.taints is None else _pointer(data, where.taints),
         symbols=0 if where.symbols is None else _pointer(data, where.symbols),
     )
+
+
+def _state(data: bytes) -> ModuleState:
+    number = int.from_bytes(data, "little")
+    try:
+        return ModuleState(number)
+    except ValueError:
+        raise ModulesError(f"a module in state {number}, which does not exist") from None
 
 
 def _unwind_of(data: bytes, where: tuple[int, int, int]) -> tuple[int, int, int] | None:
