@@ -4,6 +4,9 @@ The interrupt table is at a fixed address (Documentation/arch/x86/x86_64/mm.rst:
 the address of ``asm_exc_divide_error`` as moved.  Early in boot another table is in use and nothing is there.  A kernel
 that is mapped is also found by looking at each place where its build-id note may be: 512, in one batch.
 
+Others may have said where it is: the console at a panic, VMCOREINFO, the program counter of a kernel that stopped in
+its own breakpoint.  Each is a ``Claim``.
+
 A slide is believed once the kernel's own build-id was read back at the place that it leads to: so nobody takes one
 kernel for another, nor the remains of one for the one that runs.
 
@@ -13,6 +16,7 @@ attributes, offset 16..31, offset 32..63, reserved.
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,6 +39,10 @@ MAX_SLIDE: Final = 1 << 30
 """KERNEL_IMAGE_SIZE: the image and its slide fit in 1 GiB."""
 ALIGNMENT: Final = 1 << 21
 """CONFIG_PHYSICAL_ALIGN's least value on x86-64."""
+BREAKPOINT_SYMBOL: Final = "kgdb_breakpoint"
+_BREAKPOINT_BYTES: Final = 64
+"""No more than the function is long: at a SysRq break-in the program counter is 11 bytes into it."""
+_KERNEL_OFFSET: Final = re.compile(rb"Kernel Offset: (disabled|0x[0-9a-f]{1,16})(?![0-9a-z])")
 
 
 def divide_error_handler() -> Search[int]:
@@ -62,7 +70,7 @@ def slide(handler: int, symbol: int) -> int:
     Raises ``SlideUnknown`` when no kernel is moved so: then the file is another kernel's.
     """
     distance = handler - symbol
-    if not 0 <= distance < MAX_SLIDE or distance % ALIGNMENT:
+    if not _is_possible(distance):
         raise SlideUnknown(
             f"its exception handler at {handler:#x} does not fit the symbol at {symbol:#x}: "
             "the file is not this kernel's"
@@ -79,6 +87,40 @@ class Linked:
     notes_size: int
     divide_error: int | None
     """Of ``asm_exc_divide_error``; None where the kernel has none."""
+    breakpoint: int | None = None
+    """Of ``kgdb_breakpoint``; None where the kernel has no debugger of its own, or nobody looked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """By how much somebody says that a kernel was moved; nothing is believed of it that is not verified."""
+
+    way: str
+    slide: int
+    build_id: BuildId | None = None
+    """Of the kernel that it is said of; None for whichever is there."""
+
+
+def console_claim(text: bytes) -> Claim | None:
+    """Return what a panic on the console says last, if it does: ``Kernel Offset: 0x16800000 from 0xffffffff81000000``.
+
+    Source: Linux, arch/x86/kernel/setup.c (``dump_kernel_offset``); ``Kernel Offset: disabled`` without KASLR.
+    """
+    said = _KERNEL_OFFSET.findall(text)
+    if not said:
+        return None
+    return Claim("console", 0 if said[-1] == b"disabled" else int(said[-1], 16))
+
+
+def counter_claims(counter: int, candidates: Sequence[Linked]) -> tuple[Claim, ...]:
+    """Return by how much these kernels were moved if a program counter is in ``kgdb_breakpoint``, as at a break-in."""
+    return tuple(
+        Claim("program counter", distance & -ALIGNMENT, linked.build_id)
+        for linked in candidates
+        if linked.breakpoint is not None
+        and (distance := counter - linked.breakpoint) >= 0
+        and distance % ALIGNMENT < _BREAKPOINT_BYTES
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,33 +132,64 @@ class Found:
     way: str
 
 
-def find(candidates: Sequence[Linked]) -> Search[Found]:
+def find(candidates: Sequence[Linked], claims: Sequence[Claim] = ()) -> Search[Found]:
     """Find which of these kernels is in memory, and where.  Raises ``SlideUnknown``.
 
-    The ways in their order: the interrupt table, every place in the gigabyte where a kernel may be put.
+    The ways in their order: the interrupt table, what is claimed, every place in the gigabyte where a kernel may be.
     """
     (gate,) = yield (Read(INTERRUPT_TABLE, _GATE.size),)
+    found = yield from _first(candidates, _gate_places(candidates, gate))
+    if found is None:
+        found = yield from _first(candidates, _claimed_places(candidates, claims))
+    if found is not None:
+        return found
+    # One file after the other: where each has 512 places, few kernels are looked for in vain.
+    for index in range(len(candidates)):
+        places = [Found(index, moved, "scan") for moved in range(0, MAX_SLIDE, ALIGNMENT)]
+        found = yield from _first(candidates, places)
+        if found is not None:
+            return found
+    raise SlideUnknown("no kernel is in memory whose file is known")
+
+
+def _gate_places(candidates: Sequence[Linked], gate: bytes) -> list[Found]:
     try:
         handler = handler_of(gate)
     except SlideUnknown:
-        handler = None
-    if handler is not None:
-        for index, linked in enumerate(candidates):
-            if linked.divide_error is None:
-                continue
-            try:
-                moved = slide(handler, linked.divide_error)
-            except SlideUnknown:
-                continue
-            if (yield from is_at(linked, moved)):
-                return Found(index, moved, "interrupt table")
-    for index, linked in enumerate(candidates):
-        places = range(0, MAX_SLIDE, ALIGNMENT)
-        notes = yield tuple(Read(linked.notes + moved, linked.notes_size) for moved in places)
-        for moved, data in zip(places, notes, strict=True):
-            if build_id_of_notes(data) == linked.build_id:
-                return Found(index, moved, "scan")
-    raise SlideUnknown("no kernel is in memory whose file is known")
+        # Not yet, or not where it is looked for: other ways are left.
+        return []
+    return [
+        Found(index, handler - linked.divide_error, "interrupt table")
+        for index, linked in enumerate(candidates)
+        if linked.divide_error is not None and _is_possible(handler - linked.divide_error)
+    ]
+
+
+def _claimed_places(candidates: Sequence[Linked], claims: Sequence[Claim]) -> list[Found]:
+    return [
+        Found(index, claim.slide, claim.way)
+        for claim in claims
+        if _is_possible(claim.slide)
+        for index, linked in enumerate(candidates)
+        if claim.build_id in (None, linked.build_id)
+    ]
+
+
+def _is_possible(moved: int) -> bool:
+    return 0 <= moved < MAX_SLIDE and moved % ALIGNMENT == 0
+
+
+def _first(candidates: Sequence[Linked], places: Sequence[Found]) -> Search[Found | None]:
+    """Return the first place at which the build-id is its kernel's; None if there is none.  One batch."""
+    if not places:
+        return None
+    notes = yield tuple(
+        Read(candidates[one.index].notes + one.slide, candidates[one.index].notes_size) for one in places
+    )
+    for one, data in zip(places, notes, strict=True):
+        if build_id_of_notes(data) == candidates[one.index].build_id:
+            return one
+    return None
 
 
 def is_at(linked: Linked, moved: int) -> Search[bool]:

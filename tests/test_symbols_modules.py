@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,10 +12,10 @@ from hypothesis import strategies as st
 from symbols_lab import Image, Types, note
 
 from symbols import kaslr, module_symbols, modules
-from symbols.btf import Btf
+from symbols.btf import Btf, BtfError
 from symbols.errors import SlideUnknown, SymbolError
-from symbols.kaslr import Linked
-from symbols.model import BuildId, ModuleSection
+from symbols.kaslr import Claim, Linked
+from symbols.model import BuildId, ModuleSection, ModuleState
 from symbols.modules import ModuleLayout, ModuleList, ModulesError
 
 HEAD = 0xFFFFFFFF82000100
@@ -26,7 +27,7 @@ IDS = [bytes([number]) * 20 for number in range(1, 9)]
 def types_of(era: str) -> Btf:
     """`struct module` and its kin as kernels have them: 6.1, 6.6 (kinds of memory), 6.14 (sections by pointers)."""
     types = Types()
-    number, byte = types.integer("int", 4), types.integer("char", 1)
+    number, byte, long = types.integer("int", 4), types.integer("char", 1), types.integer("long", 8)
     pointer, name = types.pointer(), types.array(byte, 56)
     links = types.struct("list_head", 16, [("next", pointer, 0), ("prev", pointer, 8)])
     attribute = types.struct("attribute", 16, [("name", pointer, 0)])
@@ -46,7 +47,7 @@ def types_of(era: str) -> Btf:
         [("num_orcs", number, 0), ("orc_unwind_ip", pointer, 8), ("orc_unwind", pointer, 16)],
     )
     members = [("state", number, 0), ("list", links, 8), ("name", name, 24), ("sect_attrs", pointer, 200)]
-    members += [("kallsyms", pointer, 208), ("arch", arch, 216)]
+    members += [("kallsyms", pointer, 208), ("arch", arch, 216), ("taints", long, 250)]
     if era == "6.1":
         members.append(
             (
@@ -81,6 +82,7 @@ def memory_of(where: ModuleLayout, count: int) -> Image:
             struct.pack_into("<QI", module, where.others[0][0], base + 0x5000, 0x1000)
         attributes = base + 0xC000
         struct.pack_into("<QQ", module, 200, attributes, base + 0xE000)
+        struct.pack_into("<Q", module, 250, 1 << 12)
         struct.pack_into("<IIQQ", module, 216, 3, 0, base + 0x2000, base + 0x2100)
         image.pieces[base + 0x8000] = bytes(module)
         data = base + (0x5000 if where.others else 0x3800)
@@ -122,6 +124,7 @@ def test_modules_of_every_era(era: str, count: int) -> None:
         places = {".text": base, ".note.gnu.build-id": base + 0x3000, ".data": data}
         assert one.sections == tuple(ModuleSection(*place) for place in places.items())
         assert one.build_id == BuildId(IDS[number].hex())
+        assert (one.state, one.taints) == (ModuleState.LIVE, 1 << 12)
         assert one.unwind == (3, base + 0x2100, base + 0x2000)
     # A walk asks once for each module, and a few times for all.
     assert memory.batches <= count + 8
@@ -151,6 +154,55 @@ def test_a_list_that_leads_in_a_circle_or_away_is_refused() -> None:
             memory.run(modules.read(where, HEAD))
     with pytest.raises(ModulesError, match="not mapped"):
         Image().run(modules.read(where, HEAD))
+
+
+def test_a_module_that_is_coming_keeps_all_its_sections_and_one_in_no_state_is_refused() -> None:
+    where = LAYOUTS["6.6"]
+    memory = memory_of(where, 1)
+    module = bytearray(memory.pieces[CORE + 0x8000])
+    module[where.state] = ModuleState.COMING.value
+    memory.pieces[CORE + 0x8000] = bytes(module)
+    (found,) = memory.run(modules.read(where, HEAD)).modules
+    assert found.state is ModuleState.COMING
+    assert [one.name for one in found.sections] == [".text", ".note.gnu.build-id", ".data", ".init.text"]
+    module[where.state] = 17
+    memory.pieces[CORE + 0x8000] = bytes(module)
+    with pytest.raises(ModulesError, match="state 17"):
+        memory.run(modules.read(where, HEAD))
+
+
+@pytest.mark.parametrize(("old", "new"), [(SIZE, 0xFFFFFFFF), (SIZE, 16), (72, 0), (72, 0x7FFFFFFF)])
+def test_a_layout_that_would_make_us_read_all_memory_is_refused(old: int, new: int) -> None:
+    types = Types()
+    number, byte = types.integer("int", 4), types.integer("char", 1)
+    pointer, name = types.pointer(), types.array(byte, 56)
+    sizes = {size: new if size == old else size for size in (SIZE, 72)}
+    links = types.struct("list_head", 16, [("next", pointer, 0)])
+    attribute = types.struct("bin_attribute", 64, [("name", pointer, 0)])
+    nested = types.struct("attribute", 64, [("attr", attribute, 0)])
+    section = types.struct("module_sect_attr", sizes[72], [("battr", nested, 0), ("address", pointer, 64)])
+    listed = types.array(section, 0)
+    types.struct("module_sect_attrs", 48, [("nsections", number, 40), ("attrs", listed, 48)])
+    core = types.struct("module_layout", 16, [("base", pointer, 0), ("size", number, 8)])
+    members = [("state", number, 0), ("list", links, 8), ("name", name, 24), ("sect_attrs", pointer, 200)]
+    types.struct("module", sizes[SIZE], [*members, ("core_layout", core, 100)])
+    with pytest.raises(BtfError, match="not as any kernel's"):
+        modules.layout(Btf(types.data()))
+
+
+def test_modules_that_together_say_too_much_are_refused() -> None:
+    where = LAYOUTS["6.1"]
+    memory = memory_of(where, 5)
+    assert where.count is not None
+    for number in range(5):
+        at = CORE + number * 0x10000 + 0xC000
+        table = bytearray(memory.pieces[at])
+        struct.pack_into("<I", table, where.count, modules.MOST_SECTIONS)
+        memory.pieces[at] = bytes(table)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(modules, "_MOST_SECTIONS_TOGETHER", 4 * modules.MOST_SECTIONS)
+        with pytest.raises(ModulesError, match="together"):
+            memory.run(modules.read(where, HEAD))
 
 
 @given(st.data())
@@ -199,6 +251,12 @@ def test_a_modules_own_symbols_are_read() -> None:
         ("one", CORE + 8, 2),
         ("two", CORE + 64, 17),
     ]
+
+
+def test_modules_that_together_have_too_many_symbols_are_refused() -> None:
+    pieces = {CORE + number: struct.pack("<QI4xQ", CORE, 100_000, CORE) for number in range(0, 320, 32)}
+    with pytest.raises(SymbolError, match="more symbols"):
+        Image(pieces).run(module_symbols.read(list(pieces) * 2))
 
 
 def test_a_table_that_makes_no_sense_is_refused() -> None:
@@ -250,6 +308,53 @@ def test_a_slide_is_not_believed_before_the_build_id_was_read_there() -> None:
     other = Linked(BuildId("ab" * 20), ONE.notes, ONE.notes_size, ONE.divide_error)
     with pytest.raises(SlideUnknown, match="no kernel is in memory whose file is known"):
         memory.run(kaslr.find([other]))
+
+
+def test_what_is_claimed_is_believed_only_where_the_build_id_is_read() -> None:
+    memory = Image()
+    kernel_in(memory, TWO, 0x16800000, table=False)
+    # What the kernel before it left, what nobody can have, what is said of another, and what is so.
+    false = [Claim("console", 0x2E400000), Claim("console", 0x16800001), Claim("console", 1 << 40)]
+    other = Claim("VMCOREINFO", 0x16800000, ONE.build_id)
+    true = Claim("VMCOREINFO", 0x16800000, TWO.build_id)
+    found = memory.run(kaslr.find([ONE, TWO], [*false, other, true]))
+    assert (found.index, found.slide, found.way) == (1, 0x16800000, "VMCOREINFO")
+    assert memory.batches == 2
+    assert memory.run(kaslr.find([ONE, TWO], false)).way == "scan"
+
+
+def test_the_program_counter_of_a_break_in() -> None:
+    linked = replace(ONE, breakpoint=0xFFFFFFFF811A5E40)
+    memory = Image()
+    kernel_in(memory, linked, 0x2E400000, table=False)
+    claims = kaslr.counter_claims(0xFFFFFFFF811A5E40 + 0x2E400000 + 11, [TWO, linked])
+    assert claims == (Claim("program counter", 0x2E400000, linked.build_id),)
+    assert memory.run(kaslr.find([TWO, linked], claims)).way == "program counter"
+    # Somewhere else, or in user space.
+    assert kaslr.counter_claims(0xFFFFFFFF811A5E40 + 0x2E400000 + 4096, [linked]) == ()
+    assert kaslr.counter_claims(0x401000, [linked]) == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "slide"),
+    [
+        (b"[    4.180918] Kernel Offset: 0x3a400000 from 0xffffffff81000000 (relocation range: ", 0x3A400000),
+        (b"Kernel Offset: disabled\r\n", 0),
+        (b"Kernel Offset: 0x200000 from\n...\nKernel Offset: 0x400000 from", 0x400000),
+        (b"Kernel Offset: 0x1234567890abcdef12 from", None),
+        (b"Kernel Offset: none", None),
+        (b"", None),
+    ],
+)
+def test_what_the_console_says_last(text: bytes, slide: int | None) -> None:
+    assert kaslr.console_claim(text) == (None if slide is None else Claim("console", slide))
+
+
+@given(st.binary(max_size=80))
+def test_any_console_text_is_a_claim_or_none(text: bytes) -> None:
+    for data in (text, b"Kernel Offset: " + text, b"Kernel Offset: 0x" + text):
+        found = kaslr.console_claim(data)
+        assert found is None or 0 <= found.slide < 1 << 64
 
 
 def test_nothing_is_found_where_no_kernel_is() -> None:
