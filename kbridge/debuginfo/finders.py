@@ -23,7 +23,7 @@ from symbols import elf, modules, orc
 from symbols.btf import Btf, BtfError
 from symbols.elf import Image
 from symbols.errors import SymbolError
-from symbols.kaslr import DIVIDE_ERROR_SYMBOL, Linked
+from symbols.kaslr import BREAKPOINT_SYMBOL, DIVIDE_ERROR_SYMBOL, Linked
 from symbols.model import BuildId
 from symbols.modules import LIST_SYMBOL, ModuleLayout
 from symbols.orc import OrcLayout
@@ -65,13 +65,19 @@ def read_kernel(path: Path) -> KernelFile:
         notes = by_name.get(_NOTES)
         if build_id is None or notes is None:
             raise SymbolError("it has no build-id: nobody can tell which kernel it is of")
-        values = elf.symbol_values(image, [DIVIDE_ERROR_SYMBOL, LIST_SYMBOL])
+        values = elf.symbol_values(image, [DIVIDE_ERROR_SYMBOL, LIST_SYMBOL, BREAKPOINT_SYMBOL])
         types = by_name.get(".BTF")
         where, unwinding = None, None
         if types is not None and types.kind != elf.SHT_NOBITS:
             elf.check_inside(image, types)
             where, unwinding = read_layouts(image[types.offset : types.offset + types.size])
-    linked = Linked(build_id, notes.address, notes.size, values.get(DIVIDE_ERROR_SYMBOL))
+    linked = Linked(
+        build_id,
+        notes.address,
+        notes.size,
+        values.get(DIVIDE_ERROR_SYMBOL),
+        values.get(BREAKPOINT_SYMBOL),
+    )
     return KernelFile(path, linked, values.get(LIST_SYMBOL), where, unwinding)
 
 
