@@ -36,6 +36,7 @@ SECTIONS: Final[Mapping[str, Mapping[str, str]]] = {
         "break": "Send BREAK and a SysRq key to a guest's kernel.",
     },
     "Symbols": {
+        "decode": "Explain the oopses and backtraces in a kernel's log.",
         "symbols": "Look up names and source lines of a kernel.",
     },
     "Plumbing": {

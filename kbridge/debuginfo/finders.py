@@ -13,7 +13,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -41,6 +41,7 @@ KERNELS: Final = (
 MOST_KERNELS: Final = 64
 MOST_MODULE_FILES: Final = 16384
 _NOTES: Final = ".notes"
+_DWARF: Final = (".debug_info", ".zdebug_info")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +103,7 @@ def _layout(read: Callable[[Btf], _Result], known: Btf) -> _Result | None:
 
 def link_debug_file(folder: Path, build_id: BuildId, path: Path, image: Image) -> None:
     """Name a file with DWARF by its build-id in a folder, as gdb looks for it.  Raises ``OSError``."""
-    if not any(section.name in (".debug_info", ".zdebug_info") for section in elf.sections(image)):
+    if not any(section.name in _DWARF for section in elf.sections(image)):
         return
     link = _link(folder, build_id)
     target = path.resolve()
@@ -183,17 +184,25 @@ class Finder:
 
     def module(self, name: str, build_id: BuildId | None) -> Path | None:
         """Return a module's file: by its build-id where that is known, else by its name, dashes being underscores."""
+        return next(self._module_files(name, build_id), None)
+
+    def module_with_lines(self, name: str, build_id: BuildId | None) -> Path | None:
+        """Return a module's file as ``module`` does, one with DWARF if there is one."""
+        files = self._module_files(name, build_id)
+        first = next(files, None)
+        return next((one for one in chain((first,), files) if one is not None and _has_dwarf(one)), first)
+
+    def _module_files(self, name: str, build_id: BuildId | None) -> Iterator[Path]:
         if build_id is not None:
             for folder in self._folders:
                 path = _link(folder, build_id)
                 if path.exists():
-                    return path
+                    yield path
         if self._modules is None:
             self._modules = self._index_modules()
         for path in self._modules.get(name, []):
             if build_id is None or build_id_of(path) == build_id:
-                return path
-        return None
+                yield path
 
     def _index_modules(self) -> dict[str, list[Path]]:
         found: dict[str, list[Path]] = {}
@@ -204,6 +213,15 @@ class Finder:
                 if kind in ("ko", "ko.debug"):
                     found.setdefault(name.replace("-", "_"), []).append(path)
         return found
+
+
+def _has_dwarf(path: Path) -> bool:
+    try:
+        with mapped(path) as image:
+            return any(section.name in _DWARF for section in elf.sections(image))
+    except (SymbolError, OSError, ValueError):
+        # Whoever reads the file says what is wrong with it.
+        return False
 
 
 def _link(folder: Path, build_id: BuildId) -> Path:

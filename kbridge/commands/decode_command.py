@@ -1,0 +1,148 @@
+"""``kbridge decode``: a kernel's log with source lines and instructions put in, without a relay."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from itertools import chain, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, Final
+
+import click
+
+from kbridge.errors import KbridgeError
+from symbols.backtrace import read
+from symbols.explanation import Explainer, Source
+
+if TYPE_CHECKING:
+    from symbols.model import BuildId
+
+DEBUG_DIRS: Final = ("/usr/lib/debug",)
+MOST_BYTES: Final = 1 << 16
+MOST_LINES_BEFORE: Final = 10_000
+"""Lines in which a kernel tells its release before its file is looked for."""
+_NAMES: Final = ("boot/vmlinux-{}", "lib/modules/{}/vmlinux", "usr/lib/debug/boot/vmlinux-{}", "vmlinux-{}")
+_BUILT: Final = "/lib/modules/{}/build/vmlinux"
+
+
+@click.command("decode")
+@click.argument("file", type=click.File("rb"), default="-")
+@click.option(
+    "--vmlinux",
+    type=click.Path(path_type=Path),
+    help="The kernel's file with symbols; else it is looked for by the release that the log tells.",
+)
+@click.option(
+    "--debug-dir",
+    "folders",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="A folder with files of kernels and modules; may be given several times. Before /usr/lib/debug.",
+)
+def command(file: BinaryIO, vmlinux: Path | None, folders: tuple[Path, ...]) -> None:
+    """Explain the oopses and backtraces in a kernel's log.
+
+    Reads FILE, or what comes in, and prints it with what it means: source lines, inlined calls, the instructions
+    of `Code:` with the faulting one marked, and what that was about to do with which registers.  Modules are
+    found beside the kernel's file and in the folders.
+
+    Lines keep what stands before them, such as time stamps; what cannot be explained is printed as it came.
+    """
+    folders = (*folders, *map(Path, DEBUG_DIRS))
+    texts = _lines(file)
+    if vmlinux is None:
+        begun = list(_until_release(islice(texts, MOST_LINES_BEFORE)))
+        vmlinux = _find_vmlinux(begun, folders)
+        texts = chain(begun, texts)
+    explainer = _explainer(vmlinux, folders)
+    out = sys.stdout.buffer
+    for text in explainer.explain(texts):
+        out.write(text.encode("utf-8", "surrogateescape") + b"\n")
+        if not file.seekable():
+            # Somebody may be looking on.
+            out.flush()
+    out.flush()
+    if explainer.other_builds > explainer.explained:
+        raise KbridgeError(
+            f"{explainer.other_builds} places have other sizes in {vmlinux}",
+            why="it is of another build than the kernel that wrote this",
+            todo="give that kernel's own vmlinux",
+        )
+
+
+def _lines(file: BinaryIO) -> Iterator[str]:
+    """Return the lines without their ends; one that is longer than ``MOST_BYTES`` comes in pieces."""
+    while piece := file.readline(MOST_BYTES):
+        yield piece.rstrip(b"\r\n").decode("utf-8", "surrogateescape")
+
+
+def _until_release(texts: Iterator[str]) -> Iterator[str]:
+    for line in read(texts):
+        yield line.text
+        if line.release is not None:
+            return
+
+
+def _find_vmlinux(texts: list[str], folders: tuple[Path, ...]) -> Path:
+    """Return the file of the kernel that a log says it is of."""
+    release = next(read(texts[-1:]), None)
+    name = None if release is None else release.release
+    if name is None:
+        raise KbridgeError(
+            "the log does not say which kernel it is of",
+            why="no line has CPU, PID and release",
+            todo="give --vmlinux",
+        )
+    # A release is made of letters, digits and a few signs: it is no path.
+    places = [folder / pattern.format(name) for folder in folders for pattern in _NAMES]
+    for path in (*places, Path(_BUILT.format(name))):
+        if path.is_file():
+            return path
+    raise KbridgeError(
+        f"there is no vmlinux of {name}",
+        why=f"looked in {', '.join(map(str, folders))}",
+        todo="install the kernel's debug package, or give --vmlinux or --debug-dir",
+    )
+
+
+def _explainer(vmlinux: Path, folders: tuple[Path, ...]) -> Explainer:
+    from kbridge.commands.symbols_command import open_index  # noqa: PLC0415 (after what may already be wrong)
+    from kbridge.debuginfo import cache  # noqa: PLC0415
+    from kbridge.debuginfo.assembler import AssemblerLines  # noqa: PLC0415
+
+    index = open_index(vmlinux)
+    assembler = AssemblerLines(vmlinux, cache.folder() / f"{index.build_id}.assembler")
+    return Explainer(
+        index, _Modules(vmlinux, folders).find, assembler.find if index.has_lines else lambda _: None
+    )
+
+
+class _Modules:
+    """Indexes of modules' files, each looked for once."""
+
+    def __init__(self, vmlinux: Path, folders: tuple[Path, ...]) -> None:
+        from kbridge.debuginfo.finders import Finder  # noqa: PLC0415 (few logs have modules)
+
+        self._finder = Finder(vmlinux, folders)
+        self._known: dict[tuple[str, str | None], Source | None] = {}
+
+    def find(self, name: str, build_id: BuildId | None) -> Source | None:
+        """Return the index of a module; None, which is said once, where there is none."""
+        key = name, build_id
+        if key not in self._known:
+            self._known[key] = self._open(name, build_id)
+        return self._known[key]
+
+    def _open(self, name: str, build_id: BuildId | None) -> Source | None:
+        from kbridge.commands.symbols_command import open_index  # noqa: PLC0415
+
+        path = self._finder.module_with_lines(name, build_id)
+        if path is None:
+            of = "" if build_id is None else f" of build-id {build_id}"
+            click.echo(f"kbridge: no file of module {name}{of}; give its folder with --debug-dir", err=True)
+            return None
+        try:
+            return open_index(path)
+        except KbridgeError as error:
+            click.echo(f"kbridge: module {name}: {error}", err=True)
+            return None
