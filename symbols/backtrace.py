@@ -44,9 +44,7 @@ _OFFSET: Final = re.compile(r"\bKernel Offset: 0x(?P<slide>[0-9a-f]{1,16}) from 
 _RELEASE: Final = re.compile(
     r"\bCPU: \d+ .*\b(?:Not tainted|Tainted: [A-Z ]+?) +(?P<release>\d[\w.+~-]{0,64}) #"
 )
-_ENTRY: Final = re.compile(
-    r"asm_\w+|(?:common_interrupt|error_entry|page_fault|ret_from_intr|apic_timer_interrupt)"
-)
+_ENTRY: Final = re.compile(r"asm_\w+|ret_from_intr|apic_timer_interrupt|error_entry|page_fault")
 _USER: Final = 3
 """The lowest bits of a code segment's selector are the ring."""
 

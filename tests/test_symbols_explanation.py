@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from symbols import explanation, table
+from symbols.backtrace import read
 from symbols.explanation import Explainer
 from symbols.lines import Frame
 from symbols.model import BuildId
 from symbols.table import Table
 
+OOPSES = Path(__file__).resolve().parent / "data/oops"
 BASE = 0xFFFFFFFF81000000
 
 
@@ -157,6 +161,30 @@ def test_calls_and_variables_have_names() -> None:
     assert "callq g" in said[2]
     said = explained(made, "RIP: 0010:f+0x10/0x100", "Code: <48> 89 05 09 01 00 00 c3", "RAX: 0000", "x")
     assert said[-2].endswith("= rip + 0x109, which is g+0x20")
+
+
+def test_a_real_oops_without_any_file() -> None:
+    texts = (OOPSES / "null-write.txt").read_text().splitlines()
+    said = explained(None, *texts)
+    added = [line for line in said if line not in texts]
+    assert [line for line in said if line in texts] == texts
+    assert added == [
+        "[   48.997608]       <+0x0>  31 c0                    xorl %eax, %eax",
+        "[   48.997608]   =>  <+0x2>  89 04 25 00 00 00 00     movl %eax, 0",
+        "[   48.997608]       <+0x9>  c3                       retq",
+        "[   48.998996]   -- it writes 4 bytes at 0x0",
+    ]
+
+
+def test_a_real_panic_in_an_interrupt() -> None:
+    texts = (OOPSES / "panic-in-interrupt.txt").read_text().splitlines()
+    places = {one.name: one for line in read(texts) for one in line.places}
+    exact = {name for name, one in places.items() if not one.is_return}
+    assert exact == {"native_safe_halt"}
+    assert {"asm_common_interrupt", "amd_e400_idle", "cpu_startup_entry"} <= places.keys()
+    said = explained(None, *texts)
+    assert sum("=>" in line and "retq" in line for line in said) == 1
+    assert not any("--" in line and line not in texts for line in said)
 
 
 def test_what_is_remembered_is_limited() -> None:
