@@ -35,7 +35,7 @@ _ADDRESS: Final = re.compile(r"\[<[0-9a-f]{8,16}>\] +")
 _COUNTER: Final = re.compile(
     r"\b(?:RIP|EIP): (?P<segment>[0-9a-f]{4}):(?:0x(?P<counter>[0-9a-f]{1,16})\b)?|\b(?:pc|PC) ?: "
 )
-_CODE: Final = re.compile(r"\bCode: (?P<bytes>(?:<?[0-9a-f]{2}>? ?)+)")
+_CODE: Final = re.compile(r"\bCode: (?P<bytes>(?:(?:<[0-9a-f]{2}>|[0-9a-f]{2})(?!\S) ?)+)")
 _REGISTER: Final = re.compile(
     r"(?<![A-Za-z])(?P<name>R(?!IP)[A-Z0-9]{2}|ORIG_RAX|EFLAGS|CR[0234]|[CDEFGS]S|knlGS): *"
     r"(?:[0-9a-f]{4}:)?(?P<value>[0-9a-f]{4,16})(?![0-9a-f:])"
@@ -128,13 +128,14 @@ def _line(text: str, *, is_interrupted: bool) -> Line:
     begin = after if doubtful is None else doubtful.end()
     found = list(_PLACE.finditer(text)) if "+0x" in text else []
     is_frame = len(found) == 1 and found[0].start() == begin and not text[found[0].end() :].strip()
-    counter = _COUNTER.search(text)
+    # Searching with a pattern takes longer than seeing that there is nothing to find.
+    counter = _COUNTER.search(text) if "P: " in text or "pc" in text or "PC" in text else None
     segment = number = None
     if counter is not None:
         segment = int(counter["segment"] or "10", 16)
         number = None if counter["counter"] is None else int(counter["counter"], 16)
-    release = _RELEASE.search(text)
-    moved = _OFFSET.search(text)
+    release = _RELEASE.search(text) if "CPU: " in text else None
+    moved = _OFFSET.search(text) if "Kernel Offset: " in text else None
     return Line(
         text,
         prefix,
@@ -144,7 +145,7 @@ def _line(text: str, *, is_interrupted: bool) -> Line:
         segment,
         number,
         _code(text),
-        {one["name"]: int(one["value"], 16) for one in _REGISTER.finditer(text)},
+        {one["name"]: int(one["value"], 16) for one in _REGISTER.finditer(text)} if ":" in text else {},
         None if moved is None else int(moved["slide"], 16),
         None if release is None else release["release"],
     )
@@ -165,7 +166,7 @@ def _place(found: re.Match[str], *, is_return: bool) -> Place:
 
 
 def _code(text: str) -> Code | None:
-    found = _CODE.search(text)
+    found = _CODE.search(text) if "Code: " in text else None
     if found is None:
         return None
     words = found["bytes"].split()[:MOST_CODE]

@@ -74,62 +74,84 @@ class Access:
     """Where it is counted from the instruction: the distance from the instruction's own beginning."""
 
 
-def disassemble(
-    code: Code, function_offset: int | None = None, name: Callable[[int], str | None] = lambda _: None
-) -> tuple[Instruction, ...]:
-    """Return the instructions around a fault; ``function_offset`` is how far into its function that is, if known.
+class Disassembler:
+    """Capstone, opened once: that takes as long as an oops.  For one thread at a time."""
 
-    Before the fault none are returned where no beginning leads to it.  ``name`` names what is at a distance from the
-    fault, for jumps and calls, which have the distance itself where it is not known.
-    """
-    engine = _engine()
-    at = code.at
-    begins = range(min(at, _LONGEST + 1))
-    if function_offset is not None and function_offset <= at:
-        begins = range(at - function_offset, at - function_offset + 1)
-    before: list[Instruction] = []
-    for begin in begins:
-        listed = _listed(engine, code.data[begin:at], begin - at, name)
-        if sum(len(one.data) for one in listed) == at - begin:
-            before = listed
-            break
-    return (*before, *_listed(engine, code.data[at:], 0, name))
+    def __init__(self) -> None:
+        self._engine: Any = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
 
+    def disassemble(
+        self,
+        code: Code,
+        function_offset: int | None = None,
+        name: Callable[[int], str | None] = lambda _: None,
+    ) -> tuple[Instruction, ...]:
+        """Return the instructions around a fault; ``function_offset`` is how far into its function that is, if known.
 
-def _engine() -> Any:
-    engine = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
-    engine.syntax = capstone.CS_OPT_SYNTAX_ATT
-    return engine
+        Before the fault none are returned where no beginning leads to it.  ``name`` names what is at a distance from
+        the fault, for jumps and calls, which have the distance itself where it is not known.
+        """
+        at = code.at
+        begins = range(min(at, _LONGEST + 1))
+        if function_offset is not None and function_offset <= at:
+            begins = range(at - function_offset, at - function_offset + 1)
+        before: list[Instruction] = []
+        for begin in begins:
+            listed = self._listed(code.data[begin:at], begin - at, name)
+            if sum(len(one.data) for one in listed) == at - begin:
+                before = listed
+                break
+        return (*before, *self._listed(code.data[at:], 0, name))
 
+    def _listed(
+        self, data: bytes, offset: int, name: Callable[[int], str | None] = lambda _: None
+    ) -> list[Instruction]:
+        self._engine.syntax = capstone.CS_OPT_SYNTAX_ATT
+        found = []
+        at = 0
+        for place, size, mnemonic, operands in self._engine.disasm_lite(data, _FAULT + offset):
+            if mnemonic.startswith(("j", "call", "loop")) and _NUMBER.fullmatch(operands):
+                distance = int(operands, 0) - _FAULT
+                operands = name(distance) or f"{distance:+#x}"
+            operands = _LARGE.sub(lambda match: f"${int(match[1]):#x}", operands)
+            found.append(Instruction(place - _FAULT, data[at : at + size], f"{mnemonic} {operands}".rstrip()))
+            at += size
+        return found
 
-def _listed(
-    engine: Any, data: bytes, offset: int, name: Callable[[int], str | None] = lambda _: None
-) -> list[Instruction]:
-    found = []
-    at = 0
-    for place, size, mnemonic, operands in engine.disasm_lite(data, _FAULT + offset):
-        if mnemonic.startswith(("j", "call", "loop")) and _NUMBER.fullmatch(operands):
-            distance = int(operands, 0) - _FAULT
-            operands = name(distance) or f"{distance:+#x}"
-        operands = _LARGE.sub(lambda match: f"${int(match[1]):#x}", operands)
-        found.append(Instruction(place - _FAULT, data[at : at + size], f"{mnemonic} {operands}".rstrip()))
-        at += size
-    return found
+    def access(self, code: Code, registers: Mapping[str, int]) -> Access | None:
+        """Return what memory the faulting instruction uses; None where it uses none, or is none."""
+        # In the other syntax the access of string instructions is told wrongly.
+        self._engine.syntax = capstone.CS_OPT_SYNTAX_INTEL
+        self._engine.detail = True
+        try:
+            one = next(self._engine.disasm(code.data[code.at :][:_LONGEST], 0, 1), None)
+            if one is None or one.id in (x86.X86_INS_LEA, x86.X86_INS_NOP):
+                return None
+            operands = [operand for operand in one.operands if operand.type == x86.X86_OP_MEM]
+            if not operands:
+                return None
+            # Of two, as string instructions have, the one that is written to.
+            chosen = max(operands, key=lambda operand: operand.access & capstone.CS_AC_WRITE)
+            return _access(one, chosen, registers)
+        finally:
+            self._engine.detail = False
 
+    def words(self, code: Code, registers: Mapping[str, int], near: Callable[[int], str | None]) -> list[str]:
+        """Say what the faulting instruction was about to do, a line for each thing to know.
 
-def access(code: Code, registers: Mapping[str, int]) -> Access | None:
-    """Return what memory the faulting instruction uses; None where it uses none, or is none."""
-    # In the other syntax the access of string instructions is told wrongly.
-    engine = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
-    engine.detail = True
-    one = next(engine.disasm(code.data[code.at :], 0, 1), None)
-    if one is None or one.id in (x86.X86_INS_LEA, x86.X86_INS_NOP):
-        return None
-    operands = [operand for operand in one.operands if operand.type == x86.X86_OP_MEM]
-    if not operands:
-        return None
-    # Of two, as string instructions have, the one that is written to comes first in what can be told apart.
-    return _access(one, max(operands, key=lambda operand: operand.access & capstone.CS_AC_WRITE), registers)
+        ``near`` tells what is at a distance in bytes from the instruction, by name, None where that is not known.
+        """
+        first = next(iter(self._listed(code.data[code.at :][:_LONGEST], 0)), None)
+        if first is None:
+            return [
+                "the bytes at the fault are no instruction: the processor was led astray, or they were overwritten"
+            ]
+        if first.text.startswith("ud2"):
+            return ["ud2 is how the kernel's own checks end: BUG() or WARN()"]
+        if first.text.startswith("int3"):
+            return ["int3 is a breakpoint, or filling between functions"]
+        used = self.access(code, registers)
+        return [] if used is None else _words(used, registers, near)
 
 
 def _access(one: Any, operand: Any, registers: Mapping[str, int]) -> Access:
@@ -182,24 +204,7 @@ def whole(name: str) -> str:
     return name.upper()
 
 
-def words(code: Code, registers: Mapping[str, int], near: Callable[[int], str | None]) -> list[str]:
-    """Say what the faulting instruction was about to do, a line for each thing to know.
-
-    ``near`` tells what is at a distance in bytes from the instruction, by name, None where that is not known.
-    """
-    listed = _listed(_engine(), code.data[code.at :], 0)
-    if not listed:
-        return [
-            "the bytes at the fault are no instruction: the processor was led astray, or they were overwritten"
-        ]
-    first = listed[0]
-    if first.text.startswith("ud2"):
-        return ["ud2 is how the kernel's own checks end: BUG() or WARN()"]
-    if first.text.startswith("int3"):
-        return ["int3 is a breakpoint, or filling between functions"]
-    used = access(code, registers)
-    if used is None:
-        return []
+def _words(used: Access, registers: Mapping[str, int], near: Callable[[int], str | None]) -> list[str]:
     does = {(True, False): "reads", (False, True): "writes", (True, True): "reads and writes"}.get(
         (used.reads, used.writes), "uses"
     )

@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING, Final, Protocol
 from symbols.backtrace import Code, Line, Place, read
 
 if TYPE_CHECKING:
+    from symbols.disassembly import Disassembler
     from symbols.lines import Frame
     from symbols.model import BuildId
-    from symbols.table import Symbol, Table
+    from symbols.table import Table
 
 MOST_REMEMBERED: Final = 4096
 """Places; a log repeats them."""
@@ -89,6 +90,7 @@ class Explainer:
         self._known: OrderedDict[tuple[str, int, int, str | None, BuildId | None, bool], Found] = (
             OrderedDict()
         )
+        self._opened: Disassembler | None = None
         self._shown: OrderedDict[Code, None] = OrderedDict()
         self.explained = 0
         """How many places were found."""
@@ -181,12 +183,17 @@ class Explainer:
 
     # -- code -----------------------------------------------------------------------------------------------
 
-    def _instructions(self, line: Line, code: Code, place: Place | None) -> Iterator[str]:
-        # The library takes as long to load as all else; many logs have no code.
-        from symbols.disassembly import disassemble  # noqa: PLC0415
+    def _disassembler(self) -> Disassembler:
+        if self._opened is None:
+            # The library takes as long to load as all else; many logs have no code.
+            from symbols.disassembly import Disassembler  # noqa: PLC0415
 
+            self._opened = Disassembler()
+        return self._opened
+
+    def _instructions(self, line: Line, code: Code, place: Place | None) -> Iterator[str]:
         name = partial(self._near, place)
-        listed = disassemble(code, None if place is None else place.offset, name)
+        listed = self._disassembler().disassemble(code, None if place is None else place.offset, name)
         at = next((index for index, one in enumerate(listed) if one.offset == 0), len(listed))
         for index, one in enumerate(listed[: at + MOST_AROUND + 1]):
             if index >= at - MOST_AROUND and (place is None or place.offset + one.offset < place.size):
@@ -208,9 +215,7 @@ class Explainer:
         return found[0].name + (f"+{beyond:#x}" if beyond else "")
 
     def _words(self, fault: _Fault) -> Iterator[str]:
-        from symbols.disassembly import words  # noqa: PLC0415 (as above)
-
-        for text in words(fault.code, fault.registers, partial(self._near, fault.place)):
+        for text in self._disassembler().words(fault.code, fault.registers, partial(self._near, fault.place)):
             yield f"{fault.prefix}  -- {text}"
 
 
@@ -226,16 +231,11 @@ def address_of(table: Table, place: Place) -> tuple[int | None, int | None]:
     for symbol in table.named(place.name):
         if symbol.absolute:
             continue
-        sizes = _sizes(table, symbol)
+        sizes = symbol.size, table.reach(symbol)
         if place.size in sizes:
             return symbol.address + place.offset, None
         other = max(sizes)
     return None, other
-
-
-def _sizes(table: Table, symbol: Symbol) -> tuple[int, int]:
-    found = table.at(symbol.address)
-    return symbol.size, symbol.size if found is None else found[1]
 
 
 def _where(call: Frame) -> str:

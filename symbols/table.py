@@ -132,6 +132,7 @@ class Table:
             at += length + -length % 8
         if at > len(data):
             raise IndexDamaged("the table of symbols is cut off")
+        self._count = int(count)
         self._addresses: Sequence[int] = pieces[0].cast("Q")
         self._sizes: Sequence[int] = pieces[1].cast("Q")
         self._places: Sequence[int] = pieces[2].cast("I")
@@ -140,13 +141,17 @@ class Table:
         self._text = pieces[5]
 
     def __len__(self) -> int:
-        return len(self._addresses)
+        return self._count
 
     def _name(self, index: int) -> bytes:
-        if index >= len(self):
+        if index >= self._count:
             raise IndexDamaged("the table of symbols names a symbol that it does not have")
         start = self._places[index]
-        # Names are short: look for the end in pieces.
+        # Most names are short: one piece has them whole.  Of others the end is looked for in more.
+        piece = bytes(self._text[start : start + 128])
+        end = piece.find(b"\0")
+        if end >= 0:
+            return piece[:end]
         for end in range(start, len(self._text), 128):
             found = bytes(self._text[end : end + 128]).find(b"\0")
             if found >= 0:
@@ -177,6 +182,11 @@ class Table:
             return None
         return symbol, reach
 
+    def reach(self, symbol: Symbol) -> int:
+        """Return the distance from a symbol of this table to the next that is elsewhere; of the last its size."""
+        after = bisect_right(self._addresses, symbol.address)
+        return self._addresses[after] - symbol.address if after < self._count else symbol.size
+
     def aliases(self, address: int) -> Iterator[Symbol]:
         """Return all symbols at an address, the one that is shown first."""
         index = bisect_left(self._addresses, address)
@@ -187,15 +197,16 @@ class Table:
     def named(self, name: str) -> list[Symbol]:
         """Return all symbols of a name, by address."""
         wanted = name.encode()
-        low, high = 0, len(self)
+        name_of, by_name, count = self._name, self._by_name, self._count
+        low, high = 0, count
         while low < high:
             middle = (low + high) // 2
-            if self._name(self._by_name[middle]) < wanted:
+            if name_of(by_name[middle]) < wanted:
                 low = middle + 1
             else:
                 high = middle
         found = []
-        while low < len(self) and self._name(self._by_name[low]) == wanted:
-            found.append(self._by_name[low])
+        while low < count and name_of(by_name[low]) == wanted:
+            found.append(by_name[low])
             low += 1
         return [self.symbol(index) for index in sorted(found)]

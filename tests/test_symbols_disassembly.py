@@ -9,8 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from symbols.backtrace import Code
-from symbols.disassembly import access, disassemble, is_canonical, whole, words
+from symbols.disassembly import Disassembler, is_canonical, whole
 
+MADE = Disassembler()
+access, disassemble, words = MADE.access, MADE.disassemble, MADE.words
 EXCEPTION = Code(
     bytes.fromhex(
         "89df e8bb4be6ff 8b442418 5a 59 488b542410 65482b142528000000 7405 e88dbb0f00 4883c418 5b c3 31c0"

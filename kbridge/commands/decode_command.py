@@ -12,9 +12,11 @@ import click
 
 from kbridge.errors import KbridgeError
 from symbols.backtrace import read
+from symbols.errors import SymbolError
 from symbols.explanation import Explainer, Source
 
 if TYPE_CHECKING:
+    from kbridge.debuginfo.finders import Finder
     from symbols.model import BuildId
 
 DEBUG_DIRS: Final = ("/usr/lib/debug",)
@@ -54,13 +56,20 @@ def command(file: BinaryIO, vmlinux: Path | None, folders: tuple[Path, ...]) -> 
         begun = list(_until_release(islice(texts, MOST_LINES_BEFORE)))
         vmlinux = _find_vmlinux(begun, folders)
         texts = chain(begun, texts)
+    from kbridge.debuginfo import cache  # noqa: PLC0415 (after what may already be wrong)
+
     explainer = _explainer(vmlinux, folders)
     out = sys.stdout.buffer
-    for text in explainer.explain(texts):
-        out.write(text.encode("utf-8", "surrogateescape") + b"\n")
-        if not file.seekable():
-            # Somebody may be looking on.
-            out.flush()
+    try:
+        for text in explainer.explain(texts):
+            out.write(text.encode("utf-8", "surrogateescape") + b"\n")
+            if not file.seekable():
+                # Somebody may be looking on.
+                out.flush()
+    except SymbolError as error:
+        raise KbridgeError(
+            "an index is damaged", why=str(error), todo=f"remove {cache.folder()}, it is made anew"
+        ) from error
     out.flush()
     if explainer.other_builds > explainer.explained:
         raise KbridgeError(
@@ -121,9 +130,8 @@ class _Modules:
     """Indexes of modules' files, each looked for once."""
 
     def __init__(self, vmlinux: Path, folders: tuple[Path, ...]) -> None:
-        from kbridge.debuginfo.finders import Finder  # noqa: PLC0415 (few logs have modules)
-
-        self._finder = Finder(vmlinux, folders)
+        self._places = vmlinux, folders
+        self._finder: Finder | None = None
         self._known: dict[tuple[str, str | None], Source | None] = {}
 
     def find(self, name: str, build_id: BuildId | None) -> Source | None:
@@ -135,7 +143,9 @@ class _Modules:
 
     def _open(self, name: str, build_id: BuildId | None) -> Source | None:
         from kbridge.commands.symbols_command import open_index  # noqa: PLC0415
+        from kbridge.debuginfo.finders import Finder  # noqa: PLC0415 (few logs have modules)
 
+        self._finder = self._finder or Finder(*self._places)
         path = self._finder.module_with_lines(name, build_id)
         if path is None:
             of = "" if build_id is None else f" of build-id {build_id}"
