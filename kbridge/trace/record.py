@@ -27,6 +27,8 @@ DEFAULT_RING_BYTES: Final = 4 << 20
 WRITE_SECONDS: Final = 0.02
 MOST_KEPT_CHUNKS: Final = 64
 """A chunk costs a third when many are written together, and nobody waits for it.  A relay that is killed loses them."""
+MOST_KEPT_BYTES: Final = 512
+"""A larger chunk is written at once: to hold many of them makes the allocator ask the kernel for each."""
 WAKE_SECONDS: Final = 0.05
 """Watchers are called at most so often: they are not to slow the debuggers that they look at."""
 
@@ -65,7 +67,7 @@ class PacketRecord:
             return
         kept = self._kept
         kept.append((session, to_peer, data, _mono_ns()))
-        if len(kept) >= MOST_KEPT_CHUNKS:
+        if len(kept) >= MOST_KEPT_CHUNKS or len(data) > MOST_KEPT_BYTES:
             self._write()
         elif self._writing is None:
             self._writing = self._reactor.callLater(WRITE_SECONDS, self._write_in_time)
