@@ -13,15 +13,14 @@ import struct
 from collections.abc import Callable
 from typing import Final
 
+from gdbstubs.errors import ENOENT
 from gdbstubs.requests import CloseFile, FileRequest, OpenFile, OtherFile, ReadFile, SelectFiles, StatFile
 from gdbstubs.wire import escape
 
 MOST_OPEN: Final = 32
 EBADF: Final = 9
-EACCES: Final = 13
 EMFILE: Final = 24
 EROFS: Final = 30
-ENOENT: Final = 2
 """The protocol's own numbers, which are written in hexadecimal."""
 _STAT: Final = struct.Struct(">IIIIIIIQQQIII")
 _REGULAR_READABLE: Final = 0o100444

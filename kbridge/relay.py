@@ -288,8 +288,7 @@ class Relay:
         if self._is_settled:
             return
         self._is_settled = True
-        self._exchange.flush(self._now())
-        self._execute()
+        self._settle_answers()
 
     def _session_lost(self, number: SessionId) -> None:
         del self._streams[number], self._names[number]

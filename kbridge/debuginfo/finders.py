@@ -103,7 +103,7 @@ def _layout(read: Callable[[Btf], _Result], known: Btf) -> _Result | None:
 
 def link_debug_file(folder: Path, build_id: BuildId, path: Path, image: Image) -> None:
     """Name a file with DWARF by its build-id in a folder, as gdb looks for it.  Raises ``OSError``."""
-    if not any(section.name in _DWARF for section in elf.sections(image)):
+    if not _has_dwarf(image):
         return
     link = _link(folder, build_id)
     target = path.resolve()
@@ -190,7 +190,7 @@ class Finder:
         """Return a module's file as ``module`` does, one with DWARF if there is one."""
         files = self._module_files(name, build_id)
         first = next(files, None)
-        return next((one for one in chain((first,), files) if one is not None and _has_dwarf(one)), first)
+        return next((one for one in chain((first,), files) if one is not None and _is_with_dwarf(one)), first)
 
     def _module_files(self, name: str, build_id: BuildId | None) -> Iterator[Path]:
         if build_id is not None:
@@ -215,10 +215,14 @@ class Finder:
         return found
 
 
-def _has_dwarf(path: Path) -> bool:
+def _has_dwarf(image: Image) -> bool:
+    return any(section.name in _DWARF for section in elf.sections(image))
+
+
+def _is_with_dwarf(path: Path) -> bool:
     try:
         with mapped(path) as image:
-            return any(section.name in _DWARF for section in elf.sections(image))
+            return _has_dwarf(image)
     except (SymbolError, OSError, ValueError):
         # Whoever reads the file says what is wrong with it.
         return False

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 from kbridge.hypervisors.examine import MAX_READ_BYTES
 
 if TYPE_CHECKING:
-    from symbols.reads import Search
+    from collections.abc import Awaitable, Callable
+
+    from symbols.reads import Read, Search
 
 _Result = TypeVar("_Result")
 
@@ -17,6 +19,19 @@ class LiveMemory(Protocol):
 
     async def read_memory(self, address: int, length: int) -> bytes:
         """Return what is mapped of ``length`` bytes, from the first on; raises ``MachineError``."""
+
+
+async def drive(
+    search: Search[_Result], read: Callable[[tuple[Read, ...]], Awaitable[tuple[bytes, ...]]]
+) -> _Result:
+    """Drive a search with what ``read`` gives for each batch; raises what either raises."""
+    try:
+        batch = next(search)
+        while True:
+            batch = search.send(await read(batch))
+    except StopIteration as done:
+        result: _Result = done.value
+        return result
 
 
 class MonitorMemory:
@@ -38,10 +53,7 @@ class MonitorMemory:
 
     async def run(self, search: Search[_Result]) -> _Result:
         """Drive a search with what is in memory; raises what the search does, and ``MachineError``."""
-        try:
-            batch = next(search)
-            while True:
-                batch = search.send(tuple([await self._read(read.address, read.length) for read in batch]))
-        except StopIteration as done:
-            result: _Result = done.value
-            return result
+        return await drive(search, self._batch)
+
+    async def _batch(self, reads: tuple[Read, ...]) -> tuple[bytes, ...]:
+        return tuple([await self._read(one.address, one.length) for one in reads])

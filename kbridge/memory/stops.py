@@ -11,10 +11,10 @@ from twisted.internet.defer import TimeoutError as DeferredTimeout
 
 from gdbstubs.errors import EBUSY, TargetError
 from kbridge.errors import GuestError
-from kbridge.memory.sources import LiveMemory, MonitorMemory
+from kbridge.memory.sources import LiveMemory, MonitorMemory, drive
 
 if TYPE_CHECKING:
-    from symbols.reads import Search
+    from symbols.reads import Read, Search
 
 ANSWER_SECONDS: Final = 10.0
 """How long one batch may take; 1,000 reads take 30 ms on QEMU's stub, and seconds on a serial line."""
@@ -50,15 +50,9 @@ class StopMemory:
             if self._monitor is None:
                 raise GuestError("the guest runs, and nothing but its debug stub can read its memory")
             return await self._monitor.run(search)
-        try:
-            batch = next(search)
-            while True:
-                batch = search.send(await self._batch([(one.address, one.length) for one in batch]))
-        except StopIteration as done:
-            result: _Result = done.value
-            return result
+        return await drive(search, self._batch)
 
-    async def _batch(self, reads: list[tuple[int, int]]) -> tuple[bytes, ...]:
+    async def _batch(self, reads: tuple[Read, ...]) -> tuple[bytes, ...]:
         found: list[bytes | None] = [None] * len(reads)
         left = len(reads)
         arrived: Deferred[None] = Deferred()
@@ -80,8 +74,8 @@ class StopMemory:
 
         if not reads:
             return ()
-        for index, (address, length) in enumerate(reads):
-            self._read(address, length, partial(told, index))
+        for index, one in enumerate(reads):
+            self._read(one.address, one.length, partial(told, index))
         self._send()
         arrived.addTimeout(ANSWER_SECONDS, self._reactor)
         try:
