@@ -19,6 +19,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
 
 from symbols.backtrace import Code, Line, Place, read
+from symbols.lines import completed
 
 if TYPE_CHECKING:
     from symbols.disassembly import Disassembler
@@ -174,11 +175,10 @@ class Explainer:
             return Found(
                 (), "" if size is None else f"  (of another build: in the file its size is {size:#x})"
             )
-        calls = source.frames(address - place.is_return)
-        if place.module is None and (not calls or calls[0].file is None):
-            own = self._line(address - place.is_return)
-            if own is not None:
-                calls = (type(own)(place.name, own.file, own.line), *calls[1:])
+        looked_at = address - place.is_return
+        calls = source.frames(looked_at)
+        if place.module is None:
+            calls = completed(calls, place.name, lambda: self._line(looked_at))
         return Found(tuple(one for one in calls if one.file is not None))
 
     # -- code -----------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Final
 from symbols.errors import IndexDamaged
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 MAGIC: Final = 0x434D5953
 VERSION: Final = 9
@@ -42,6 +42,16 @@ class Frame:
     file: str | None
     """As the compiler was told, relative paths as they were."""
     line: int | None
+
+
+def completed(
+    frames: tuple[Frame, ...], function: str | None, look: Callable[[], Frame | None]
+) -> tuple[Frame, ...]:
+    """Return frames of which the innermost has a file: where it has none, as in assembler code, what ``look`` tells."""
+    if frames and frames[0].file is not None:
+        return frames
+    own = look()
+    return frames if own is None else (Frame(function, own.file, own.line), *frames[1:])
 
 
 class Lines:

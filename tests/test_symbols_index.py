@@ -302,7 +302,7 @@ def test_a_real_kernel_by_the_commands(vmlinux: Path, kept: Path) -> None:
 @pytest.mark.guest
 def test_lines_are_those_of_binutils(vmlinux: Path, kept: Path) -> None:
     run(kept, "index", str(vmlinux))
-    (file,) = (kept / "kbridge" / "symbols").iterdir()
+    (file,) = (kept / "kbridge" / "symbols").glob("*.index")
     with file.open("rb") as stream:
         opened = Index(memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)))
     chosen = random.Random(4)

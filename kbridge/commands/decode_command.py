@@ -116,11 +116,10 @@ def _find_vmlinux(texts: list[str], folders: tuple[Path, ...]) -> Path:
 
 def _explainer(vmlinux: Path, folders: tuple[Path, ...]) -> Explainer:
     from kbridge.commands.symbols_command import open_index  # noqa: PLC0415 (after what may already be wrong)
-    from kbridge.debuginfo import cache  # noqa: PLC0415
     from kbridge.debuginfo.assembler import AssemblerLines  # noqa: PLC0415
 
     index = open_index(vmlinux)
-    assembler = AssemblerLines(vmlinux, cache.folder() / f"{index.build_id}.assembler")
+    assembler = AssemblerLines.beside(index, vmlinux)
     return Explainer(
         index, _Modules(vmlinux, folders).find, assembler.find if index.has_lines else lambda _: None
     )

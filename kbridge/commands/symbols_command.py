@@ -148,18 +148,14 @@ def open_index(vmlinux: Path) -> Index:
 
 def frames_of(index: Index, vmlinux: Path, linked: int) -> tuple[Frame, ...]:
     """Return the calls at an address, by the file itself where the index has no line, such as in assembler code."""
-    frames = index.frames(linked)
-    if (frames and frames[0].file is not None) or not index.has_lines or index.symbol(linked) is None:
-        return frames
-    from symbols.dwarf_unit import line_at  # noqa: PLC0415 (half a second)
+    from kbridge.debuginfo.assembler import AssemblerLines  # noqa: PLC0415 (what reads a warm cache loads little)
+    from symbols.lines import completed  # noqa: PLC0415
 
-    with vmlinux.open("rb") as stream:
-        own = line_at(stream, linked)
-    if own is None:
+    frames, found = index.frames(linked), index.symbol(linked)
+    if not index.has_lines or found is None:
         return frames
-    symbol = index.symbol(linked)
-    name = symbol[0].name if symbol is not None else None
-    return (type(own)(frames[0].function if frames else name, own.file, own.line), *frames[1:])
+    name = frames[0].function if frames else found[0].name
+    return completed(frames, name, lambda: AssemblerLines.beside(index, vmlinux).find(linked))
 
 
 def place_of(found: tuple[Symbol, int] | None, linked: int) -> str:

@@ -11,8 +11,9 @@ import json
 from pathlib import Path
 from typing import Any, Final
 
-from kbridge.debuginfo.cache import write
+from kbridge.debuginfo.cache import folder, write
 from symbols.errors import SymbolError
+from symbols.index import Index
 from symbols.lines import Frame
 
 MOST_LINES: Final = 4096
@@ -22,6 +23,11 @@ VERSION: Final = 1
 
 class AssemblerLines:
     """Lines of one kernel's file, remembered in ``place``."""
+
+    @classmethod
+    def beside(cls, index: Index, path: Path) -> AssemblerLines:
+        """Return those of a file, remembered beside its index."""
+        return cls(path, folder() / f"{index.build_id}.assembler")
 
     def __init__(self, path: Path, place: Path) -> None:
         self._path = path
