@@ -61,7 +61,7 @@ def test_a_read_passes_and_its_data_comes_back() -> None:
     assert (lab.passed, long_way.passed) == (1, 0)
 
 
-@pytest.mark.parametrize("error", [b"E14", b"", b"E.not today", b"0"])
+@pytest.mark.parametrize("error", [b"E14", b"", b"E.not today", b"E.busy", b"0"])
 def test_what_is_no_data_is_answered_as_on_the_long_way(
     error: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
