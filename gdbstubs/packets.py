@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
 
+from gdbstubs.errors import RemoteProtocolError
 from gdbstubs.requests import (
     ChecksumMemory,
     CloseFile,
@@ -58,7 +59,7 @@ from gdbstubs.requests import (
 )
 from gdbstubs.rights import Right
 from gdbstubs.target import ALL_THREADS, Action, Breakpoint, BreakpointKind, Motion, ThreadId
-from gdbstubs.wire import unescape
+from gdbstubs.wire import Framer, unescape
 
 _MOST_ACTIONS: Final = 64
 LONGEST_PATTERN: Final = 0x1000
@@ -418,6 +419,25 @@ def _parse(payload: bytes) -> tuple[Row, Request] | None:
 
 
 _parse_short = lru_cache(maxsize=512)(_parse)
+
+
+@lru_cache(maxsize=128)
+def asked_whole(data: bytes) -> tuple[Row, Request] | None:
+    """Return what ``parse`` does, if these bytes are one undamaged packet that is understood, and nothing else.
+
+    For what is asked again and again in the same bytes: nothing is taken apart the second time.
+
+    >>> asked_whole(b"$g#67")[1]
+    ReadRegisters()
+    """
+    framer = Framer(len(data))
+    events = framer.feed(data)
+    if len(events) != 1 or not isinstance(events[0], bytes) or not framer.is_between or framer.noise:
+        return None
+    try:
+        return _parse(events[0])
+    except (Malformed, RemoteProtocolError):
+        return None
 
 
 def format_thread(thread: ThreadId) -> bytes:

@@ -25,7 +25,7 @@ from gdbstubs.files import Files
 from gdbstubs.following import Follower
 from gdbstubs.link import Link
 from gdbstubs.ordering import Place, Replies
-from gdbstubs.packets import Malformed, find, format_thread, parse
+from gdbstubs.packets import Malformed, Row, asked_whole, find, format_thread, parse
 from gdbstubs.passage import Passage, read_asked
 from gdbstubs.replies import as_data
 from gdbstubs.requests import (
@@ -111,6 +111,9 @@ PACKET_SIZE: Final = 0x20000
 LONGEST_READ: Final = PACKET_SIZE // 2
 MOST_HELD: Final = 256
 """How many packets may wait behind a resume."""
+_REPEATED: Final = (b"$g", b"$q", b"$?", b"$H", b"$T")
+"""How packets begin that debuggers send again and again in the same bytes."""
+_LONGEST_REPEATED: Final = 64
 _SERVED: Final = (
     b"PacketSize=%x;QStartNoAckMode+;qXfer:features:read+;qXfer:threads:read+;vContSupported+;swbreak+;hwbreak+;"
     b"error-message+" % PACKET_SIZE
@@ -178,6 +181,11 @@ class Server:
         self._dismissed = False
         self._thread_ids: deque[Thread] = deque()
         self._listed: tuple[Thread, ...] = ()
+        self._quick: dict[bytes, Callable[[bytes], bool]] = {
+            b"$m": self._passes,
+            **dict.fromkeys(_REPEATED, self._repeats),
+        }
+        """What may handle bytes that begin so without taking them apart."""
         self._handlers: dict[type[Any], Callable[[Any], None]] = {
             ChecksumMemory: self._checksum_memory,
             CurrentThread: self._current_thread,
@@ -222,7 +230,8 @@ class Server:
 
     def receive(self, data: bytes) -> None:
         """Take bytes of the debugger.  Raises a ``ProtocolError`` when the connection must be closed."""
-        if data[:2] == b"$m" and self._passes(data):
+        quick = self._quick.get(data[:2])
+        if quick is not None and quick(data):
             return
         for event in self._link.receive(data, self.now):
             if self.finished:
@@ -265,6 +274,22 @@ class Server:
         self._passed_place = self._replies.reserve()
         return True
 
+    def _repeats(self, data: bytes) -> bool:
+        """Answer what was understood before in the same bytes; False: nothing was done."""
+        if (
+            self.waiting
+            or self.finished
+            or self._dismissed
+            or len(data) > _LONGEST_REPEATED
+            or not self._link.is_open
+        ):
+            return False
+        found = asked_whole(data)
+        if found is None:
+            return False
+        self._request(*found)
+        return True
+
     def _passed_back(self, packet: bytes) -> None:
         if not self.finished:
             self._link.send_packet(packet, self.now)
@@ -300,7 +325,9 @@ class Server:
             self.unknown += 1
             self._replies.reply(b"")
             return
-        row, request = found
+        self._request(*found)
+
+    def _request(self, row: Row, request: Request) -> None:
         if row.right is Right.CONTROLLER and self._target.right < Right.CONTROLLER and _acts(request):
             denied = forbidden(self._debugger, request)
             if self.on_forbidden is not None:

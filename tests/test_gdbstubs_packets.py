@@ -14,6 +14,7 @@ from gdbstubs.errors import RemoteProtocolError
 from gdbstubs.packets import LETTERS, NAMES, Malformed, Request, find, format_thread, parse_thread
 from gdbstubs.rights import Right
 from gdbstubs.target import ALL_THREADS, ANY_THREAD, Action, Breakpoint, BreakpointKind, Motion, ThreadId
+from gdbstubs.wire import frame
 
 STEP, GO = Motion.STEP, Motion.CONTINUE
 ONE = ThreadId(1)
@@ -326,3 +327,24 @@ def test_thread_ids_there_and_back(number: int) -> None:
 @given(st.integers(2, 1 << 31))
 def test_a_thread_id_that_gdb_took_for_a_negative_number(number: int) -> None:
     assert parse_thread(b"-%x" % number) == 0x1_0000_0000 - number
+
+
+@pytest.mark.parametrize("payload", [*UNDERSTOOD, b"qUnknown", b"g0", b"", b"Hgx"])
+def test_a_packet_in_the_bytes_of_before_is_what_it_is_taken_apart(payload: bytes) -> None:
+    packet = frame(payload)
+    try:
+        expected = packets.parse(payload)
+    except (Malformed, RemoteProtocolError):
+        expected = None
+    for _ in range(2):
+        assert packets.asked_whole(packet) == expected
+
+
+@given(st.sampled_from([*UNDERSTOOD]), st.data())
+def test_no_other_bytes_are_taken_for_one_whole_packet(payload: bytes, data: st.DataObject) -> None:
+    packet = frame(payload)
+    cut = data.draw(st.integers(1, len(packet) - 1))
+    around = data.draw(st.sampled_from([b"+", b"-", b"\x03", b"x", b"$", b"$g#67"]))
+    wrong = b"#%02x" % ((int(packet[-2:], 16) + data.draw(st.integers(1, 255))) % 256)
+    for other in (packet[:cut], packet[cut:], around + packet, packet + around, packet[:-3] + wrong):
+        assert packets.asked_whole(other) is None

@@ -27,7 +27,7 @@ DEFAULT_RING_BYTES: Final = 4 << 20
 WRITE_SECONDS: Final = 0.02
 MOST_KEPT_CHUNKS: Final = 64
 """A chunk costs a third when many are written together, and nobody waits for it.  A relay that is killed loses them."""
-MOST_KEPT_BYTES: Final = 512
+MOST_KEPT_BYTES: Final = 2048
 """A larger chunk is written at once: to hold many of them makes the allocator ask the kernel for each."""
 WAKE_SECONDS: Final = 0.05
 """Watchers are called at most so often: they are not to slow the debuggers that they look at."""

@@ -35,7 +35,8 @@ OWN = {
     "registers": b"g",
 }
 """What a relay answers without asking the stub, once it has."""
-OWN_GOAL = 15.0
+OWN_GOAL = 15.0 / 14.0
+"""15 us, where QEMU's stub took 14 when this was set; machines differ by half, and what they do to both is the same."""
 ADDED_GOAL = 3.0
 
 
@@ -188,7 +189,7 @@ def main() -> None:
         for name in ("through socat", "through the relay")
     }
     ratio = added["through the relay"] / added["through socat"]
-    met = _verdict("ratio of what they add", ratio, ADDED_GOAL, "")
+    met = _verdict("ratio of what they add", ratio, ADDED_GOAL)
     for what in OWN:
         own = statistics.median(samples[f"{what}, the relay"])
         times = {
@@ -200,13 +201,13 @@ def main() -> None:
                 ("a C program", "a C program's constant"),
             )
         }
-        met &= _verdict(f"{what}, answered by the relay", own, OWN_GOAL, " us")
-        print("      " + ", ".join(f"{value:.2f} x {name}" for name, value in times.items()))
+        met &= _verdict(f"{what}, answered by the relay : by QEMU's stub", times["QEMU's stub"], OWN_GOAL)
+        print(f"      {own:.1f} us, {times['a C program']:.2f} x a C program")
     sys.exit(not met)
 
 
-def _verdict(what: str, value: float, goal: float, unit: str) -> bool:
-    print(f"{'met ' if value <= goal else 'MISS'}  {what}: {value:.2f}{unit} (goal: at most {goal:g}{unit})")
+def _verdict(what: str, value: float, goal: float) -> bool:
+    print(f"{'met ' if value <= goal else 'MISS'}  {what}: {value:.2f} (goal: at most {goal:.3g})")
     return value <= goal
 
 
