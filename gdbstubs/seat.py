@@ -30,6 +30,7 @@ from gdbstubs.target import (
 
 if TYPE_CHECKING:
     from gdbstubs.passage import Passage
+    from gdbstubs.registers import Description
     from gdbstubs.sharing import Sharing
 
 _UNAVAILABLE = b"xx" * 8
@@ -156,6 +157,11 @@ class Seat:
     def reverses(self) -> bool:
         """Whether the stub can run backwards."""
         return self._client.reverses
+
+    @property
+    def description(self) -> Description | None:
+        """What the text of all registers holds; None where that is not known."""
+        return self._client.description
 
     def _when_here(self, operation: Callable[[], None], refuse: Callable[[TargetError], Any]) -> None:
         if self._is_here:

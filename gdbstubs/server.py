@@ -24,6 +24,7 @@ from gdbstubs.errors import EBUSY, EINVAL, ENOENT, ESRCH, LinkFailed, RemoteProt
 from gdbstubs.files import Files
 from gdbstubs.following import Follower
 from gdbstubs.link import Link
+from gdbstubs.modes import Mode, NarrowView
 from gdbstubs.ordering import Place, Replies
 from gdbstubs.packets import Malformed, Row, asked_whole, find, format_thread, parse
 from gdbstubs.passage import Passage, read_asked
@@ -84,6 +85,7 @@ from gdbstubs.target import (
     Thread,
     ThreadId,
 )
+from gdbstubs.viewing import Viewing
 from gdbstubs.wire import Control, Notification, compress_run_length
 from gdbstubs.words import (
     MOST_WORDS,
@@ -101,7 +103,8 @@ from gdbstubs.words import (
 Library = Callable[[str, str, Callable[[bytes | None], None]], None]
 """Gives what a debugger reads beside the target, by kind and name, now or later, once; None where there is none.
 
-``exec-file``: the name of the main file.  ``libraries``: the document that lists them.  ``file``: a file by its name.
+``exec-file``: the name of the main file.  ``main-file``: the same for a processor in a mode (``Mode``'s values).
+``libraries``: the document that lists them.  ``file``: a file by its name.
 ``changes``: what to read again since this session was given it, as in stop replies and with blanks between:
 ``exec:2f6b library:``.
 """
@@ -111,6 +114,9 @@ PACKET_SIZE: Final = 0x20000
 LONGEST_READ: Final = PACKET_SIZE // 2
 MOST_HELD: Final = 256
 """How many packets may wait behind a resume."""
+_NOTHING: Final = b"/kbridge/nothing"
+"""The name of a main file of which nothing is known: gdb reads the description again with it all the same."""
+_NO_LIBRARIES: Final = b"<library-list></library-list>"
 _REPEATED: Final = (b"$g", b"$q", b"$?", b"$H", b"$T")
 """How packets begin that debuggers send again and again in the same bytes."""
 _LONGEST_REPEATED: Final = 64
@@ -148,6 +154,7 @@ class Server:
         self.unknown = 0
         """How many packets had no row in the table."""
         self._target = target
+        self._viewing = Viewing(target)
         self._monitor = monitor
         self._library = library
         self._files = None if library is None else Files(partial(library, "file"), LONGEST_READ)
@@ -579,16 +586,42 @@ class Server:
 
         match request.kind:
             case "features":
-                self._target.read_description(request.annex, arrived)
+                self._describe_registers(request.annex, arrived)
             case "threads":
                 self._target.list_threads(
                     lambda result: arrived(objects.threads_xml(self._threads_or_known(_LISTS, result)))
                 )
             case "exec-file" | "libraries" if self._library is not None:
                 self._follower.follows = True
-                self._library(request.kind, request.annex, arrived)
+                view = self._viewing.view
+                if view is None:
+                    self._library(request.kind, request.annex, arrived)
+                elif request.kind == "exec-file":
+                    self._library("main-file", view.mode.value, arrived)
+                else:
+                    arrived(_NO_LIBRARIES)
             case _:
                 self._fill(place, b"")
+
+    def _describe_registers(self, annex: str, done: Callable[[bytes | TargetError | None], None]) -> None:
+        """Describe the registers for the mode that the processor is in at the stop of which the debugger is told."""
+        reads_again = self._library is not None and "exec-events+" in self._features
+
+        def stopped(stop: Stop | TargetError) -> None:
+            told = self._follower.stop or stop
+            thread = told.thread if isinstance(told, Halted) else None
+            self._viewing.describe(
+                self._thread() if thread in (None, ALL_THREADS) else thread,
+                annex,
+                done,
+                reads_again=reads_again,
+            )
+
+        if reads_again:
+            # What a session has not been told of it cannot read: gdb asks why the guest stands after this only.
+            self._target.why_stopped(stopped)
+        else:
+            self._target.read_description(annex, done)
 
     def _do_file(self, request: FileRequest) -> None:
         place = self._replies.reserve()
@@ -606,15 +639,13 @@ class Server:
         return self._stopped_thread or ThreadId(1)
 
     def _read_registers(self, request: ReadRegisters) -> None:
-        self._target.read_registers(
-            self._thread(), partial(self._registers, request, self._replies.reserve())
-        )
+        self._viewing.read(self._thread(), partial(self._registers, request, self._replies.reserve()))
 
     def _write_registers(self, request: WriteRegisters) -> None:
-        self._target.write_registers(self._thread(), request.data, self._ok(request))
+        self._viewing.write(self._thread(), request.data, self._ok(request))
 
     def _read_register(self, request: ReadRegister) -> None:
-        self._target.read_register(
+        self._viewing.read_one(
             self._thread(), request.number, partial(self._registers, request, self._replies.reserve())
         )
 
@@ -628,7 +659,7 @@ class Server:
             self._fill(place, result)
 
     def _write_register(self, request: WriteRegister) -> None:
-        self._target.write_register(self._thread(), request.number, request.value, self._ok(request))
+        self._viewing.write_one(self._thread(), request.number, request.value, self._ok(request))
 
     def _read_memory(self, request: ReadMemory) -> None:
         if request.length == 0:
@@ -743,6 +774,11 @@ class Server:
             return
         if isinstance(stop, Ended):
             self._follower.forget()
+        elif self._viewing.view is not None and isinstance(stop, Halted):
+            self._follower.withhold(stop)
+            thread = self._thread() if stop.thread in (None, ALL_THREADS) else stop.thread
+            self._viewing.look(thread or ThreadId(1), partial(self._mode_known, stop, self._viewing.view))
+            return
         elif (
             self._library is not None
             and self._follower.follows
@@ -753,6 +789,19 @@ class Server:
             self._library("changes", "", partial(self._changes_known, stop))
             return
         self._deliver(stop)
+
+    def _mode_known(self, stop: Halted, view: NarrowView, mode: Mode) -> None:
+        """Tell a stop, but first of a processor that has come into another mode: ``view`` fits it no longer."""
+        if self.finished or self._follower.stop is not stop:
+            return
+        if mode is view.mode or self._library is None:
+            self._changes_known(stop, b"")
+            return
+
+        def named(name: bytes | None) -> None:
+            self._changes_known(stop, b"exec:" + binascii.hexlify(name or _NOTHING))
+
+        self._library("main-file", mode.value, named)
 
     def _changes_known(self, stop: Halted, changes: bytes | None) -> None:
         if self.finished or self._follower.stop is not stop:

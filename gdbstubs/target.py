@@ -19,6 +19,7 @@ from gdbstubs.rights import Right
 
 if TYPE_CHECKING:
     from gdbstubs.passage import Passage
+    from gdbstubs.registers import Description
 
 ThreadId = NewType("ThreadId", int)
 """A thread as the stub numbers it; on x86 QEMU's threads are processors, and 1 is the first."""
@@ -124,6 +125,10 @@ class Target(Protocol):
     @property
     def reverses(self) -> bool:
         """Whether the target can run backwards; known once it is attached."""
+
+    @property
+    def description(self) -> Description | None:
+        """What the text of all registers holds; None where that is not known."""
 
     def attach(self, done: Reply[None]) -> None:
         """Take hold of the target, which stops it; every other operation does so too where it must."""

@@ -91,6 +91,8 @@ class Bridge:
         self._arguments = arguments
         self._more = more
         self._has_monitor = monitor
+        self._is_stopped = "--stopped" in arguments
+        """Whether the guest waits before its first instruction for somebody to let it go."""
         self.relay: subprocess.Popen[bytes] | None = None
         self._monitors: list[Monitor] = []
         self.start_guest()
@@ -112,7 +114,8 @@ class Bridge:
 
     def __enter__(self) -> Self:
         self.start_relay()
-        wait_for(self.ticks, "the guest's first tick")
+        if not self._is_stopped:
+            wait_for(self.ticks, "the guest's first tick")
         return self
 
     def __exit__(self, *ignored: object) -> None:
@@ -135,7 +138,7 @@ class Bridge:
             self.relay = subprocess.Popen(
                 [sys.executable, "-m", "kbridge", "up"], env=self.env, stdin=subprocess.DEVNULL, stderr=errors
             )
-        state = "running" if self._has_monitor else "unknown"
+        state = "paused" if self._is_stopped else "running" if self._has_monitor else "unknown"
         wait_for(lambda: self.state() == state, "a relay that knows the guest's state")
 
     def kill_relay(self) -> None:

@@ -172,6 +172,51 @@ def test_three_boots_with_three_slides_under_one_gdb(files: Shared, make: Make) 
     files.goes_on()
 
 
+def test_one_gdb_from_the_reset_vector_to_user_space(cloud_guest: StartGuest, make: Make) -> None:
+    with Shared(cloud_guest, "--stopped", "--no-kaslr") as bridge, Gdb(make, bridge.env) as gdb:
+        linked = Linked(bridge.guest)
+        gdb.attach(bridge.socket)
+        # Real mode: the counter is linear, and what stands there is decoded as the processor does.
+        assert gdb.value("$pc") == 0xFFFF0
+        assert re.search(r"ljmp +\$0xf000,\$0xe05b", gdb.run("x/i $pc"))
+        assert "0x000fe05b" in gdb.run("stepi")
+        # Where QEMU's loader jumps to: the kernel's 16-bit setup, Documentation/arch/x86/boot.rst.
+        gdb.run("tbreak *0x10200")
+        gdb.go()
+        gdb.wait_stop()
+        assert re.search(r"=> 0x10200:\s+jmp +0x102", gdb.run("x/i $pc"))
+        # Its 32-bit entry, then the 64-bit one 0x200 behind it.
+        gdb.run("tbreak *0x100000")
+        gdb.go()
+        gdb.wait_stop()
+        assert "i386)" in gdb.run("show architecture").replace('"', "")
+        assert re.search(r"lea +0x1e8\(%esi\),%esp", gdb.run("x/3i $pc"))
+        gdb.run("tbreak *0x100200")
+        gdb.go()
+        gdb.wait_stop()
+        assert "i386:x86-64)" in gdb.run("show architecture").replace('"', "")
+        assert gdb.value("$rip") == 0x100200
+        # The kernel: its names are there at the first stop in it, in the same session.
+        gdb.run(f"tbreak *{linked.by_name['start_kernel']:#x}")
+        gdb.go()
+        said = gdb.wait_stop()
+        assert "executing new program: /kbridge/vmlinux-" in said
+        assert "start_kernel" in gdb.run("info symbol $pc")
+        # And on to where a system call returns to in user space.
+        gdb.run("tbreak *&entry_SYSCALL_64")
+        gdb.go()
+        gdb.wait_stop()
+        assert "entry_SYSCALL_64" in gdb.run("info symbol $pc")
+        user = gdb.value("$rcx")
+        assert user < 1 << 47
+        gdb.run(f"tbreak *{user:#x}")
+        gdb.go()
+        gdb.wait_stop()
+        assert gdb.pc == user
+        assert gdb.value("$cs") == 0x33
+        gdb.detach()
+
+
 def test_a_module_that_is_loaded_is_known_at_the_next_stop(files: Shared, make: Make) -> None:
     with Console(files) as console, Gdb(make, files.env) as gdb:
         console.run("rmmod dummy")

@@ -23,6 +23,7 @@ from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 
+from gdbstubs.modes import Mode
 from kbridge.debuginfo.debuginfod import ABSENT_SECONDS
 from kbridge.debuginfo.finders import link_debug_file
 from kbridge.debuginfo.kernel import GuestKernel, Kernel, Memory, Unwind
@@ -57,6 +58,9 @@ _NO_FILE: Final = "none of this build-id: names and unwinding are the kernel's o
 _ENTRIES: Final = ".orc_unwind"
 _PLACES: Final = ".orc_unwind_ip"
 _FOLDER: Final = PurePosixPath("/kbridge")
+_FIRMWARE: Final = str(_FOLDER / "firmware")
+_NO_SYMBOLS: Final = b"S0030000FC\r\nS9030000FC\r\n"
+"""S-records of nothing: an ELF file would name an architecture, which gdb then prefers to the description's i8086."""
 
 
 @dataclass(slots=True)
@@ -156,7 +160,9 @@ class DebuggerObjects:
         match kind:
             case "file":
                 return await self._file(key)
-            case "exec-file" | "libraries" | "changes":
+            case "main-file" if key != Mode.LONG.value:
+                return self._firmware(self._session(session))
+            case "main-file" | "exec-file" | "libraries" | "changes":
                 await self._turn.acquire()
                 try:
                     return await self._answer_of_memory(self._session(session), kind)
@@ -171,6 +177,12 @@ class DebuggerObjects:
                 return await self._main_file(told)
             case "libraries":
                 return await self._libraries(told)
+            case "main-file":
+                try:
+                    return await self._main_file(told)
+                except (SymbolError, KbridgeError):
+                    # A boot loader, or a kernel that has not come to its own addresses: told when it has.
+                    return self._firmware(told)
             case _:
                 return await self._changes(told)
 
@@ -188,6 +200,12 @@ class DebuggerObjects:
         kernel = await self._look()
         told.main = self._name_main(kernel)
         return told.main.encode()
+
+    def _firmware(self, told: _Told) -> bytes:
+        """Name the main file of a guest in which no kernel runs yet."""
+        told.main, told.modules = _FIRMWARE, None
+        self._offer(_FIRMWARE, lambda: _NO_SYMBOLS)
+        return _FIRMWARE.encode()
 
     async def _look(self) -> Kernel:
         kernel = await self._kernel.look()
