@@ -44,6 +44,8 @@ _OFFSET: Final = re.compile(r"\bKernel Offset: 0x(?P<slide>[0-9a-f]{1,16}) from 
 _RELEASE: Final = re.compile(
     r"\bCPU: \d+ .*\b(?:Not tainted|Tainted: [A-Z ]+?) +(?P<release>\d[\w.+~-]{0,64}) #"
 )
+_VERSION: Final = re.compile(r"\bLinux version (?P<release>\d[\w.+~-]{0,64}) \(")
+"""The first line of every kernel's log."""
 _ENTRY: Final = re.compile(r"asm_\w+|ret_from_intr|apic_timer_interrupt|error_entry|page_fault")
 _USER: Final = 3
 """The lowest bits of a code segment's selector are the ring."""
@@ -135,6 +137,8 @@ def _line(text: str, *, is_interrupted: bool) -> Line:
         segment = int(counter["segment"] or "10", 16)
         number = None if counter["counter"] is None else int(counter["counter"], 16)
     release = _RELEASE.search(text) if "CPU: " in text else None
+    if "Linux version " in text:
+        release = _VERSION.search(text)
     moved = _OFFSET.search(text) if "Kernel Offset: " in text else None
     return Line(
         text,

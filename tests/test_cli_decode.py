@@ -6,12 +6,13 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from memory_lab import Shell
+from relay_lab import RelayProcess
 
 from kbridge.debuginfo.assembler import MOST_LINES, AssemblerLines
 from kbridge.debuginfo.building import build
@@ -284,3 +285,39 @@ def test_oopses_of_a_real_kernel(kgdb_guest: Any, decode: Decode) -> None:
     )
     assert "-- it went to 0x0, where no code is known" in null
     assert "of another build" not in done.stdout
+
+
+# -- the record ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def own_relay() -> Iterator[RelayProcess]:
+    relay = RelayProcess()
+    yield relay
+    relay.close()
+
+
+def test_a_guests_record_is_explained(made: Path, own_relay: RelayProcess, tmp_path: Path) -> None:
+    calls = f"calls+0x1/{sizes(made / 'vmlinux')['calls'][1]:#x}"
+    (tmp_path / f"vmlinux-{RELEASE}").symlink_to(made / "vmlinux")
+    own_relay.write_config(
+        f'[guests.web1]\nconsole = "unix:{own_relay.far.path}"\ndebug_dirs = ["{tmp_path}"]\n'
+    )
+    own_relay.env["XDG_CACHE_HOME"] = str(tmp_path / "cache")
+    own_relay.start()
+    own_relay.recorded(f"[    0.000000] Linux version {RELEASE} (someone)\r\n login: \r\n".encode())
+    own_relay.recorded(f"[    1.000005]  {calls}\r\n".encode())
+    done = own_relay.run("log", "web1", "--symbols", "-n", "1")
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r"\[    1\.000005\]  calls\+0x1/0x\w+  program\.c:\d+\n", done.stdout)
+    # What is not of the kernel comes as it does without.
+    assert " login: \n" in own_relay.run("log", "web1", "--symbols").stdout
+    assert own_relay.run("log", "web1", "--symbols", "--raw").returncode == 2
+
+
+def test_a_record_of_an_unknown_kernel_is_said_to_be(own_relay: RelayProcess) -> None:
+    own_relay.start()
+    own_relay.recorded(b"nothing of a kernel\r\n")
+    done = own_relay.run("log", "web1", "--symbols")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "does not say which kernel it is of" in done.stderr

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final
@@ -54,11 +54,11 @@ def command(file: BinaryIO, vmlinux: Path | None, folders: tuple[Path, ...]) -> 
     texts = _lines(file)
     if vmlinux is None:
         begun = list(_until_release(islice(texts, MOST_LINES_BEFORE)))
-        vmlinux = _find_vmlinux(begun, folders)
+        vmlinux = find_vmlinux(find_release(begun[-1:]), folders)
         texts = chain(begun, texts)
     from kbridge.debuginfo import cache  # noqa: PLC0415 (after what may already be wrong)
 
-    explainer = _explainer(vmlinux, folders)
+    explainer = open_explainer(vmlinux, folders)
     out = sys.stdout.buffer
     try:
         for text in explainer.explain(texts):
@@ -92,14 +92,12 @@ def _until_release(texts: Iterator[str]) -> Iterator[str]:
             return
 
 
-def _find_vmlinux(texts: list[str], folders: tuple[Path, ...]) -> Path:
-    """Return the file of the kernel that a log says it is of."""
-    release = next(read(texts[-1:]), None)
-    name = None if release is None else release.release
+def find_vmlinux(name: str | None, folders: tuple[Path, ...]) -> Path:
+    """Return the file of the kernel of a release, which a log tells or not.  Raises ``KbridgeError``."""
     if name is None:
         raise KbridgeError(
             "the log does not say which kernel it is of",
-            why="no line has CPU, PID and release",
+            why="no line has `Linux version`, or CPU, PID and release",
             todo="give --vmlinux",
         )
     # A release is made of letters, digits and a few signs: it is no path.
@@ -114,7 +112,17 @@ def _find_vmlinux(texts: list[str], folders: tuple[Path, ...]) -> Path:
     )
 
 
-def _explainer(vmlinux: Path, folders: tuple[Path, ...]) -> Explainer:
+def find_release(texts: Iterable[str]) -> str | None:
+    """Return the release of the kernel that wrote the last of these lines; None where no line tells one."""
+    telling = (one for one in texts if "CPU: " in one or "Linux version " in one)
+    found = None
+    for line in read(telling):
+        found = line.release or found
+    return found
+
+
+def open_explainer(vmlinux: Path, folders: tuple[Path, ...]) -> Explainer:
+    """Return what explains lines of this kernel's; ``folders``: where its modules may be."""
     from kbridge.commands.symbols_command import open_index  # noqa: PLC0415 (after what may already be wrong)
     from kbridge.debuginfo.assembler import AssemblerLines  # noqa: PLC0415
 

@@ -12,6 +12,13 @@ from typing import IO, TYPE_CHECKING, Final
 
 import click
 
+from kbridge.commands.decode_command import (
+    DEBUG_DIRS,
+    MOST_BYTES,
+    find_release,
+    find_vmlinux,
+    open_explainer,
+)
 from kbridge.console.log import History
 from kbridge.control import Directories, Refused, RelayDown, guest_path, relay
 from kbridge.errors import GuestError, RecordError
@@ -55,6 +62,16 @@ class Moment(click.ParamType[datetime]):
 @click.option("--json", "form", flag_value="json", help="A JSON object a line: text, gaps and events.")
 @click.option("--raw", "form", flag_value="raw", help="The console's bytes as they came.")
 @click.option(
+    "--symbols",
+    is_flag=True,
+    help="Explain places in the kernel's code, as `kbridge decode` does.",
+)
+@click.option(
+    "--vmlinux",
+    type=click.Path(path_type=Path),
+    help="The kernel's file, with --symbols; else the guest's own, or one of the release that the record tells.",
+)
+@click.option(
     "--cast", metavar="FILE", type=click.Path(dir_okay=False), help="Write an asciicast v2 recording."
 )
 def command(
@@ -66,6 +83,8 @@ def command(
     since: datetime | None,
     lines: int | None,
     form: str | None,
+    symbols: bool,
+    vmlinux: Path | None,
     cast: str | None,
 ) -> None:
     """Print what a guest's console said and what was done.
@@ -76,10 +95,16 @@ def command(
     """
     if cast is not None and (form is not None or follow):
         raise click.UsageError("--cast goes with neither --json, --raw nor --follow")
+    if symbols and (form is not None or cast is not None):
+        raise click.UsageError("--symbols goes with neither --json, --raw nor --cast")
     chosen: Format = (
         "cast" if cast is not None else "json" if form == "json" else "raw" if form == "raw" else "text"
     )
     pieces = _pieces(control, config, guest, chosen, since, lines, follow=follow)
+    if symbols:
+        # All that is kept, not only what is shown: a kernel tells its release at the beginning.
+        record = _pieces(control, config, guest, "text", None, None, follow=False)
+        pieces = _explained(pieces, vmlinux, _files(control, config, guest), record)
     # Ask before the file is made: a guest that does not exist leaves none behind.
     first = next(pieces, b"")
     with _output(cast) as out:
@@ -92,6 +117,46 @@ def command(
         except KeyboardInterrupt:
             if not follow:
                 raise
+
+
+def _files(control: str | None, config: str | None, guest: str) -> tuple[Path | None, tuple[Path, ...]]:
+    """Return the guest's kernel file, where one is configured, and the folders for debug files."""
+    folders: tuple[Path, ...] = ()
+    configured: str | None = None
+    try:
+        status = relay(control, config).get(guest_path(guest))
+    except (RelayDown, Refused):
+        # Without a relay, or for a guest that is no longer configured, the record is there all the same.
+        pass
+    else:
+        configured, folders = status["vmlinux"], tuple(map(Path, status["debug_dirs"]))
+    return None if configured is None else Path(configured), (*folders, *map(Path, DEBUG_DIRS))
+
+
+def _explained(
+    pieces: Iterator[bytes],
+    vmlinux: Path | None,
+    files: tuple[Path | None, tuple[Path, ...]],
+    record: Iterator[bytes],
+) -> Iterator[bytes]:
+    """Yield text by whole lines, with what they mean."""
+    configured, folders = files
+    vmlinux = vmlinux or configured or find_vmlinux(find_release(_lines(record)), folders)
+    for line in open_explainer(vmlinux, folders).explain(_lines(pieces)):
+        yield line.encode("utf-8", "surrogateescape") + b"\n"
+
+
+def _lines(pieces: Iterator[bytes]) -> Iterator[str]:
+    """Return the lines without their ends; one that is longer than ``MOST_BYTES`` comes in pieces."""
+    rest = b""
+    for piece in pieces:
+        *whole, rest = (rest + piece).split(b"\n")
+        if len(rest) > MOST_BYTES:
+            whole, rest = [*whole, rest], b""
+        for line in whole:
+            yield line.decode("utf-8", "surrogateescape")
+    if rest:
+        yield rest.decode("utf-8", "surrogateescape")
 
 
 @contextmanager
