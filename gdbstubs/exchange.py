@@ -84,6 +84,7 @@ class Exchange:
         resume_on_leave: bool = True,
     ) -> None:
         self.effects: list[Effect] = []
+        self._guest = guest
         self.client = StubClient(dialect, self.announce, lambda: self.effects.append(BreakIn()))
         self.sharing = Sharing(guest, self.client, self.effects.append, resume_on_leave=resume_on_leave)
         self._monitor = monitor
@@ -295,6 +296,27 @@ class Exchange:
         """Take the answer to ``QueryMachine``."""
         self.client.now = now
         self.sharing.machine_status(status)
+        self._flush(now)
+
+    def machine_reset(self, now: float) -> None:
+        """Take note that the machine was reset: its kernel may come to another place."""
+        for session in self._sessions.values():
+            words = f"{self._guest} was reset"
+            if not session.server.follows:
+                words += ": its kernel may come to another place, where breakpoints have to be set anew"
+            session.server.say(words)
+        self._flush(now)
+
+    @property
+    def waits_to_read_again(self) -> bool:
+        """Whether a debugger waits for a stop, and would read again what has changed."""
+        return any(session.server.is_to_be_stopped for session in self._sessions.values())
+
+    def read_again(self, now: float) -> None:
+        """Have a debugger that waits read again what has changed, by a stop of which it tells its user nothing."""
+        self.client.now = now
+        for session in self._sessions.values():
+            session.server.read_again()
         self._flush(now)
 
     def say_to_all(self, words: str, now: float) -> None:

@@ -177,6 +177,10 @@ class Server:
         self._prefixes_binary = False
         self._steps = False
         """Whether the resume under way is a step."""
+        self._actions: tuple[Action, ...] = ()
+        """What was resumed last."""
+        self._reads_again = False
+        """Whether the stop under way is ours: only to have the debugger read what changed, and go on."""
         self._repeats_step = False
         """Whether the debugger goes on with a step that was refused, whatever its user asks for."""
         self._sweeping = False
@@ -250,6 +254,7 @@ class Server:
                     self._packet(event)
             elif event is Control.INTERRUPT:
                 if self.waiting:
+                    self._reads_again = False
                     self._target.interrupt()
             elif event is Control.OVERLONG:
                 if self.waiting:
@@ -400,6 +405,28 @@ class Server:
             self._replies.append(console_output(words))
         elif words not in self._words:
             self._words.append(words)
+
+    @property
+    def follows(self) -> bool:
+        """Whether the debugger reads again what has changed, when it is told to."""
+        return self._follower.follows
+
+    @property
+    def is_to_be_stopped(self) -> bool:
+        """Whether only a stop can make the debugger read again, and it has the right to one."""
+        return (
+            self.waiting
+            and self.follows
+            and not self._steps
+            and self._follower.stop is None
+            and self._target.right >= Right.CONTROLLER
+        )
+
+    def read_again(self) -> None:
+        """Stop the target, have the debugger read again what has changed, and go on as if nothing had been."""
+        if self.is_to_be_stopped and not self._reads_again:
+            self._reads_again = True
+            self._target.interrupt()
 
     def end(self, words: str) -> None:
         """End the session from our side, saying why where the debugger listens."""
@@ -755,6 +782,7 @@ class Server:
             self.say(WAITS_INSTEAD)
             actions = (Action(Motion.CONTINUE),)
         self.waiting = True
+        self._actions = actions
         self._object = None
         if self._follower.is_telling:
             # The debugger has read what it was told to.  What it resumes stands still, at a stop not told yet.
@@ -818,7 +846,13 @@ class Server:
         assert stop is not None, "changes belong to a stop"
         change = self._follower.next_change()
         if change is None:
-            self._deliver(self._follower.release())
+            self._follower.release()
+            is_ours = self._reads_again and stop.signal == SIGINT and stop.reason is None
+            self._reads_again = False
+            if is_ours:
+                self._target.resume(self._actions, self._stop_arrived)
+            else:
+                self._deliver(stop)
             return
         if change.startswith(b"exec:"):
             self._target.forget_breakpoints()

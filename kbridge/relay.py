@@ -45,6 +45,7 @@ from gdbstubs.exchange import BreakpointView, Exchange, SessionView
 from gdbstubs.sharing import MachineStatus, Phase
 from kbridge import journal
 from kbridge.breakin import BreakIn as BreakInWays
+from kbridge.debuginfo.booting import BootWatch
 from kbridge.debuginfo.debuginfod import Debuginfod
 from kbridge.debuginfo.finders import Finder
 from kbridge.debuginfo.objects import DebuggerObjects
@@ -56,6 +57,8 @@ from kbridge.transports.endpoints import Endpoint, Unix
 from kbridge.transports.stream_poller import StreamPoller
 from kbridge.transports.streams import Listener, SocketAccess, Stream, connect
 
+SAME_RESET_SECONDS: Final = 3.0
+"""Resets that come closer than this are one to people."""
 LEAVE_SECONDS: Final = 20.0
 """How long a relay that stops waits until its guest was let go."""
 
@@ -128,6 +131,15 @@ class Relay:
             self.objects = DebuggerObjects(
                 reactor, guest, memory, finder, links, quick=quick, servers=servers
             )
+        self._boots = None
+        if self.objects is not None and quick and machine is not None:
+            self._boots = BootWatch(
+                reactor,
+                self.objects.is_elsewhere,
+                lambda: self._exchange.waits_to_read_again,
+                self._kernel_moved,
+            )
+        self._was_reset = -SAME_RESET_SECONDS
         self._exchange = Exchange(
             guest,
             replace(dialect, request_timeout=stub_timeout_seconds),
@@ -194,6 +206,8 @@ class Relay:
                     error=error,
                 )
         self._unsubscribe()
+        if self._boots is not None:
+            self._boots.stop()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -304,7 +318,7 @@ class Relay:
             case "machine.resume":
                 self._exchange.machine_runs(self._now(), runs=True)
             case "machine.reset":
-                self._exchange.say_to_all(f"{self._guest} was reset", self._now())
+                self._reset()
             case "machine.shutdown":
                 self._exchange.say_to_all(f"{self._guest} was shut down", self._now())
             case "machine.panic":
@@ -318,6 +332,19 @@ class Relay:
                 self._recover()
             case _:
                 return
+        self._execute()
+
+    def _reset(self) -> None:
+        now = self._now()
+        # Firmware may reset the machine again as it starts; people reset it once.
+        if now - self._was_reset >= SAME_RESET_SECONDS:
+            self._exchange.machine_reset(now)
+        self._was_reset = now
+        if self._boots is not None:
+            self._boots.reset()
+
+    def _kernel_moved(self) -> None:
+        self._exchange.read_again(self._now())
         self._execute()
 
     def _recover(self) -> None:

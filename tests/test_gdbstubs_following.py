@@ -11,7 +11,7 @@ from rsp.stub import packet
 from rsp.target import PlainTarget
 
 from gdbstubs.server import Server
-from gdbstubs.target import Ended, Halted, ThreadId
+from gdbstubs.target import SIGINT, Ended, Halted, ThreadId
 
 EXEC = b"exec:" + b"/kbridge/vmlinux-2".hex().encode()
 STOP = Halted(5, ThreadId(2), ("swbreak", ""))
@@ -188,3 +188,62 @@ def test_an_interrupt_while_a_stop_is_held_up_does_no_harm(lab: Lab) -> None:
     lab.waiting.pop()(b"")
     assert lab.heard(before) == [b"T05thread:2;swbreak:;"]
     assert packet(b"") == b"$#00"
+
+
+# -- what changed while the debugger waits ------------------------------------------------------------------------
+
+OURS = Halted(SIGINT, ThreadId(1))
+
+
+def interrupts(lab: Lab) -> int:
+    return lab.target.interrupts
+
+
+def test_a_debugger_that_waits_reads_again_and_its_user_sees_no_stop(lab: Lab) -> None:
+    lab.send(b"vCont;c")
+    lab.changes = EXEC
+    lab.server.read_again()
+    lab.server.read_again()
+    assert interrupts(lab) == 1
+    assert lab.stop(OURS) == [b"T05thread:1;%s;" % EXEC]
+    lab.changes = b""
+    assert lab.send(b"vCont;c:1") == []
+    assert lab.resumes() == 2
+    assert lab.stop() == [b"T05thread:2;swbreak:;"]
+
+
+def test_where_nothing_changed_after_all_it_goes_on_by_itself(lab: Lab) -> None:
+    lab.send(b"vCont;c")
+    lab.server.read_again()
+    assert lab.stop(OURS) == []
+    assert lab.resumes() == 2
+    assert lab.stop() == [b"T05thread:2;swbreak:;"]
+
+
+def test_a_stop_that_comes_first_is_told(lab: Lab) -> None:
+    lab.send(b"vCont;c")
+    lab.server.read_again()
+    assert lab.stop() == [b"T05thread:2;swbreak:;"]
+    lab.send(b"vCont;c")
+    assert lab.stop(OURS) == [b"T02thread:1;"]
+
+
+def test_a_user_who_interrupts_meanwhile_sees_the_stop(lab: Lab) -> None:
+    lab.send(b"vCont;c")
+    lab.server.read_again()
+    lab.server.receive(b"\x03")
+    assert lab.stop(OURS) == [b"T02thread:1;"]
+
+
+@pytest.mark.parametrize("packet", [b"qAttached", b"vCont;s:1;c"])
+def test_nobody_is_stopped_who_does_not_wait_for_a_stop(lab: Lab, packet: bytes) -> None:
+    lab.send(packet)
+    lab.server.read_again()
+    assert interrupts(lab) == 0
+
+
+def test_nobody_is_stopped_who_would_not_read_again() -> None:
+    lab = Lab()
+    lab.send(b"vCont;c")
+    lab.server.read_again()
+    assert interrupts(lab) == 0

@@ -112,6 +112,10 @@ class GuestKernel:
             self._known = await self._by_name_of_memory()
         return self._known
 
+    async def has_booted(self) -> None:
+        """Raise ``SlideUnknown`` while there is no interrupt table: cheap, unlike the search of ``look``."""
+        await self._memory.run(kaslr.divide_error_handler())
+
     def forget(self) -> None:
         """Look anew the next time: a file came that may be its."""
         self._known = self._modules = None

@@ -324,6 +324,17 @@ class DebuggerObjects:
                 told.modules = found
         return b" ".join(changes)
 
+    async def is_elsewhere(self) -> bool:
+        """Tell whether a kernel runs that a session was not told of, while the guest goes on."""
+        async with self._turn:
+            try:
+                await self._kernel.has_booted()
+                name = self._name_main(await self._look())
+            except (SymbolError, KbridgeError, OSError):
+                # Not yet, or not to be read: the next look, or the next stop, tells.
+                return False
+        return any(told.main not in (None, name) for told in self._told.values())
+
     # -- what a user asks -----------------------------------------------------------------------------------
 
     async def describe(self) -> str:
