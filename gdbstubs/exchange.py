@@ -202,8 +202,16 @@ class Exchange:
         For whoever owns this exchange; answers with an error while the guest runs, or where no debugger is attached.
         """
         self.client.now = now
-        thread = max(self.sharing.stops.thread or ThreadId(1), ThreadId(1))
-        self.sharing.pages.read(thread, address, length, done)
+        self.sharing.pages.read(self._stopped_thread, address, length, done)
+
+    def program_counter(self, done: Reply[int], now: float) -> None:
+        """Read the address of the next instruction of what stopped; for the owner, like ``read_memory``."""
+        self.client.now = now
+        self.client.program_counter(self._stopped_thread, done)
+
+    @property
+    def _stopped_thread(self) -> ThreadId:
+        return max(self.sharing.stops.thread or ThreadId(1), ThreadId(1))
 
     def _break_off(self, session: _Session, why: str) -> None:
         self.effects.append(Report("debugger.protocol_error", {"session": session.name, "why": why}))

@@ -110,6 +110,7 @@ class Guest:
             tap=None if self.packets is None else self.packets.tap,
             finder=Finder(self.config.vmlinux, (*self.config.debug_dirs, *self._debug_dirs), state),
             servers=self._servers,
+            console=self.recorder.ring,
         )
 
     def _ways_in(self) -> BreakIn | None:

@@ -41,11 +41,14 @@ from gdbstubs.effects import (
     ToSession,
     ToStub,
 )
+from gdbstubs.errors import TargetError
 from gdbstubs.exchange import BreakpointView, Exchange, SessionView
 from gdbstubs.sharing import MachineStatus, Phase
 from kbridge import journal
 from kbridge.breakin import BreakIn as BreakInWays
+from kbridge.console.ring import RingView
 from kbridge.debuginfo.booting import BootWatch
+from kbridge.debuginfo.claims import Claims
 from kbridge.debuginfo.debuginfod import Debuginfod
 from kbridge.debuginfo.finders import Finder
 from kbridge.debuginfo.objects import DebuggerObjects
@@ -104,6 +107,7 @@ class Relay:
         tap: Tap | None = None,
         finder: Finder | None = None,
         servers: Debuginfod | None = None,
+        console: RingView | None = None,
     ) -> None:
         self._reactor = reactor
         self._now: Callable[[], float] = reactor.seconds
@@ -128,8 +132,9 @@ class Relay:
         if finder is not None:
             links = debug_links(journal_path.parent)
             quick = dialect.interrupt_by is not InterruptBy.BREAK_IN
+            claims = Claims(console, self._program_counter)
             self.objects = DebuggerObjects(
-                reactor, guest, memory, finder, links, quick=quick, servers=servers
+                reactor, guest, memory, finder, links, quick=quick, servers=servers, claims=claims, sink=sink
             )
         self._boots = None
         if self.objects is not None and quick and machine is not None:
@@ -355,6 +360,16 @@ class Relay:
             self._recovering = True
             self._sink("relay.recover", {"breakpoints": len(self._recovery.breakpoints)})
             self._execute()
+
+    async def _program_counter(self) -> int | None:
+        """Return where the processor that stopped is; None where none did, or the stub does not say."""
+        if self._exchange.client.state is not State.STOPPED:
+            return None
+        read: Deferred[int | TargetError] = Deferred()
+        self._exchange.program_counter(read.callback, self._now())
+        self._settle_answers()
+        found = await read
+        return None if isinstance(found, TargetError) else found
 
     # -- effects --------------------------------------------------------------------------------------------
 

@@ -15,7 +15,9 @@ from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import TestCase
 
+from kbridge.console.ring import Ring
 from kbridge.debuginfo import objects
+from kbridge.debuginfo.claims import Claims
 from kbridge.debuginfo.finders import Finder, read_kernel
 from kbridge.debuginfo.objects import DebuggerObjects, libraries_xml
 from kbridge.errors import GuestError
@@ -72,6 +74,32 @@ class ObjectsTest(TestCase):
         assert elf.symbol_values(image, ["modules"]) == {"modules": 0xFFFFFFFF81200020}
         assert elf.build_id(image) == ONE.hex()
         assert await self.ask("file", name.decode()) is image
+
+    async def test_the_console_tells_where_a_kernel_without_interrupt_table_is(self) -> None:
+        self.memory.image = Image()
+        kernel_in(self.memory.image, read_kernel(self.dir / "vmlinux").linked, 0x16800000, table=False)
+        ring = Ring.anonymous(1 << 16)
+        self.addCleanup(ring.close)
+
+        async def counter() -> int | None:
+            return None
+
+        served = DebuggerObjects(
+            reactor,
+            "web1",
+            self.memory,
+            Finder(None, [self.dir]),
+            self.dir / "links",
+            claims=Claims(ring, counter),
+        )
+        for text, way in (
+            (b"", "scan"),
+            (b"Kernel Offset: 0x2e400000 from 0xffffffff81000000\n", "scan"),
+            (b"Kernel Offset: 0x16800000 from 0xffffffff81000000\n", "console"),
+        ):
+            ring.append(text)
+            served._kernel.forget()
+            assert f"found by   {way};" in await served.describe()
 
     async def test_names_that_were_not_offered_lead_nowhere(self) -> None:
         await self.ask("exec-file")

@@ -17,8 +17,7 @@ from memory_lab import Shell, StubMemory
 
 from kbridge.debuginfo.finders import read_kernel
 from kbridge.debuginfo.mapping import mapped
-from symbols import belief, btf, elf, kallsyms, kaslr, modules, system_map, vmcoreinfo
-from symbols.belief import Sighting, Verdict, judge
+from symbols import btf, elf, kallsyms, kaslr, modules, system_map, vmcoreinfo
 from symbols.btf import Btf
 from symbols.errors import SlideUnknown
 from symbols.model import ModuleState
@@ -42,7 +41,7 @@ def test_three_boots(cloud_guest: StartGuest, tmp_path: Path) -> None:
     guest = cloud_guest("--stub", "--", "-cpu", "max", "-qmp", f"unix:{second},server=on,wait=off")
     file = read_kernel(Path(guest["vmlinux"]))
     listed = system_map.parse(Path(guest["vmlinux"]).with_name("System.map").read_bytes())
-    seen: list[Sighting] = []
+    seen: set[int] = set()
     with closing(Monitor(str(second))) as monitor, Shell(guest["console"]) as shell:
         for _ in range(BOOTS):
             shell.booted()
@@ -61,19 +60,14 @@ def test_three_boots(cloud_guest: StartGuest, tmp_path: Path) -> None:
                 types_tell_the_same(memory, own, file)
                 modules_are(memory, own, file, loaded, sections, Path(guest["modules"]))
                 vmcoreinfo_agrees(memory, own, found)
-                marks = memory.run(belief.read_marks(tuple(own.find(*belief.MARK_SYMBOLS).values())))
-                assert len(marks) == 24
-                now = Sighting(file.linked.build_id, found.slide, marks)
-                verdict = judge(seen[-1] if seen else None, now)
-                assert verdict is (Verdict.REBOOTED if seen else Verdict.APPEARED)
-                seen.append(now)
+                seen.add(found.slide)
             monitor.command("stop")
             monitor.command("system_reset")
             with StubMemory(guest["stub"]) as memory, pytest.raises(SlideUnknown):
                 # Before its first instruction there is no kernel, whatever is left in memory of the last.
                 memory.run(kaslr.find([file.linked]))
     # Of three boots all to one place would be a chance of one in 200,000.
-    assert len({one.slide for one in seen}) > 1
+    assert len(seen) > 1
 
 
 def digest(own: Kallsyms) -> str:

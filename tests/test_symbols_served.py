@@ -169,6 +169,9 @@ def test_three_boots_with_three_slides_under_one_gdb(files: Shared, make: Make) 
         gdb.detach()
     # Two boots may be given the same place out of 500; three hardly.
     assert len(slides) > 1
+    found = [event for event in files.events() if event["kind"] == "kernel.found"]
+    assert {int(event["slide"], 16) for event in found} >= slides
+    assert "the same kernel, booted again" in {event["what"] for event in found}
     files.goes_on()
 
 

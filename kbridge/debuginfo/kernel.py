@@ -25,6 +25,7 @@ from symbols.reads import Read
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from kbridge.debuginfo.claims import Claims
     from kbridge.debuginfo.finders import Finder
     from symbols.model import Module
     from symbols.module_symbols import ModuleSymbol
@@ -91,8 +92,17 @@ class Kernel:
 class GuestKernel:
     """What is known of one guest's kernel; the module's text says how."""
 
-    def __init__(self, memory: Memory, finder: Finder, in_thread: InThread, *, quick: bool = True) -> None:
+    def __init__(
+        self,
+        memory: Memory,
+        finder: Finder,
+        in_thread: InThread,
+        claims: Claims | None = None,
+        *,
+        quick: bool = True,
+    ) -> None:
         self._memory = memory
+        self._claims = claims
         self._quick = quick
         self._finder = finder
         self._in_thread = in_thread
@@ -133,8 +143,10 @@ class GuestKernel:
         files = await self._in_thread(self._finder.kernels)
         if not files:
             return None
+        candidates = [one.linked for one in files]
+        claims = () if self._claims is None else await self._claims.of(candidates)
         try:
-            found = await self._memory.run(kaslr.find([one.linked for one in files]))
+            found = await self._memory.run(kaslr.find(candidates, claims))
         except SlideUnknown:
             # None of them is this kernel's: it may tell of itself.
             return None

@@ -30,6 +30,7 @@ from kbridge.debuginfo.kernel import GuestKernel, Kernel, Memory, Unwind
 from kbridge.debuginfo.mapping import mapped
 from kbridge.errors import KbridgeError
 from symbols import elf, orc, skeleton
+from symbols.belief import Sighting, Verdict, judge
 from symbols.debug_frame import debug_frame
 from symbols.errors import SymbolError
 from symbols.memory_skeleton import bare_module, kallsyms_skeleton
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
     from twisted.python.failure import Failure
 
+    from kbridge.debuginfo.claims import Claims
     from kbridge.debuginfo.debuginfod import Debuginfod
     from kbridge.debuginfo.finders import Finder
     from symbols.elf import Image
@@ -63,6 +65,10 @@ _NO_SYMBOLS: Final = b"S0030000FC\r\nS9030000FC\r\n"
 """S-records of nothing: an ELF file would name an architecture, which gdb then prefers to the description's i8086."""
 
 
+def _nobody(kind: str, fields: dict[str, Any]) -> None:
+    """Stand in for a time line."""
+
+
 @dataclass(slots=True)
 class _Told:
     """What one session was given."""
@@ -78,7 +84,8 @@ class DebuggerObjects:
     ``links``: a folder for debug files, as gdb looks for them by build-id, in which the files that were found are named
     so: a distribution's are not.  Without ``quick`` memory is read over a slow line: modules are not listed, and a
     kernel whose file nobody has is not asked for what it says of itself.  ``servers`` are asked for a file that is not
-    at hand.
+    at hand.  ``claims``: what others say of where the kernel is.  ``sink``
+    takes events for the time line.
     """
 
     _log = Logger()
@@ -93,6 +100,8 @@ class DebuggerObjects:
         *,
         quick: bool = True,
         servers: Debuginfod | None = None,
+        claims: Claims | None = None,
+        sink: Callable[[str, dict[str, Any]], None] = _nobody,
     ) -> None:
         self._reactor = reactor
         self._quick = quick
@@ -101,8 +110,10 @@ class DebuggerObjects:
         self._links = links
         self._guest = guest
         self._finder = finder
-        self._kernel = GuestKernel(memory, finder, self._in_thread, quick=quick)
+        self._kernel = GuestKernel(memory, finder, self._in_thread, claims, quick=quick)
         self._servers = servers
+        self._sink = sink
+        self._seen: Sighting | None = None
         self._asked: tuple[BuildId, float] | None = None
         """What the servers were asked for last, and when."""
         self._told: OrderedDict[str, _Told] = OrderedDict()
@@ -210,9 +221,25 @@ class DebuggerObjects:
     async def _look(self) -> Kernel:
         kernel = await self._kernel.look()
         self.problem = ""
+        self._announce(kernel)
         if kernel.path is None and self._servers is not None:
             self._fetch(self._servers, kernel)
         return kernel
+
+    def _announce(self, kernel: Kernel) -> None:
+        """Put a kernel on the time line that is not what was there before."""
+        now = Sighting(kernel.where.build_id, kernel.where.notes)
+        verdict = judge(self._seen, now)
+        if verdict is not Verdict.SAME:
+            self._seen = now
+            slide = None if kernel.slide is None else hex(kernel.slide)
+            what: dict[str, Any] = {
+                "what": verdict.value,
+                "build_id": now.build_id,
+                "slide": slide,
+                "way": kernel.way,
+            }
+            self._sink("kernel.found", {name: value for name, value in what.items() if value is not None})
 
     def _fetch(self, servers: Debuginfod, kernel: Kernel) -> None:
         """Ask for the kernel's file; nobody waits for it, who comes when it is there is served with it."""
