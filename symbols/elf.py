@@ -22,11 +22,14 @@ _HEADER: Final = struct.Struct("<16sHHIQQQIHHHHHH")
 _SECTION: Final = struct.Struct("<IIQQQQIIQQ")
 _SYMBOL: Final = struct.Struct("<IBBHQQ")
 _NAME: Final = struct.Struct("<I")
+_PROGRAM: Final = struct.Struct("<IIQQQQQQ")
 _NOTE: Final = struct.Struct("<III")
 SHT_SYMTAB: Final = 2
 SHT_NOTE: Final = 7
 SHT_NOBITS: Final = 8
 SHF_ALLOC: Final = 2
+_PT_LOAD: Final = 1
+_MOST_PROGRAMS: Final = 256
 _SHN_UNDEF: Final = 0
 _SHN_XINDEX: Final = 0xFFFF
 _NT_GNU_BUILD_ID: Final = 3
@@ -174,3 +177,26 @@ def check_inside(image: Image, section: Section) -> None:
     """Raise ``NotAnElf`` where a section is not wholly in the file."""
     if section.offset + section.size > len(image):
         raise NotAnElf("a section reaches past the end of the file: it is cut off")
+
+
+def has_lines(image: Image) -> bool:
+    """Whether a file has DWARF's line programs.  Raises ``NotAnElf``."""
+    return any(
+        one.name in (".debug_line", ".zdebug_line") and one.kind != SHT_NOBITS for one in sections(image)
+    )
+
+
+def load_address(image: Image) -> int:
+    """Return the address that offsets in the lines count from: of the first part of the file that is loaded.
+
+    Raises ``NotAnElf``.
+    """
+    sections(image)
+    at, size, count = struct.unpack_from("<Q", image, 32)[0], *struct.unpack_from("<HH", image, 54)
+    if size != _PROGRAM.size or count > _MOST_PROGRAMS or at + size * count > len(image):
+        raise NotAnElf("it has no program headers that can be read: it is not linked")
+    for place in range(at, at + size * count, size):
+        kind, _, _, address, *_ = _PROGRAM.unpack_from(image, place)
+        if kind == _PT_LOAD:
+            return int(address)
+    raise NotAnElf("it has no part that is loaded")

@@ -19,13 +19,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
 
 from symbols.backtrace import Code, Line, Place, read
-from symbols.lines import completed
 
 if TYPE_CHECKING:
     from symbols.disassembly import Disassembler
     from symbols.lines import Frame
     from symbols.model import BuildId
-    from symbols.table import Table
+    from symbols.table import Symbol
 
 MOST_REMEMBERED: Final = 4096
 """Places; a log repeats them."""
@@ -42,9 +41,14 @@ _BUILT_IN: Final = re.compile(r"/(?:[^/]+/){0,16}linux-\d[^/]*/(?=.)")
 class Source(Protocol):
     """The symbols and lines of a file; ``symbols.index.Index`` is one."""
 
-    @property
-    def table(self) -> Table:
-        """Its symbols."""
+    def named(self, name: str) -> list[Symbol]:
+        """Return all symbols of a name."""
+
+    def reach(self, symbol: Symbol) -> int:
+        """Return the distance from one of them to the next symbol that is elsewhere."""
+
+    def symbol(self, address: int) -> tuple[Symbol, int] | None:
+        """Return the symbol at an address as linked, and its reach."""
 
     def frames(self, address: int) -> tuple[Frame, ...]:
         """Return the calls at an address as linked, the innermost first."""
@@ -62,8 +66,6 @@ class _Fault:
 
 FindModule = Callable[[str, "BuildId | None"], "Source | None"]
 """Gives a module's file by its name, and its build-id where the log has it."""
-FindLine = Callable[[int], "Frame | None"]
-"""Gives the line of an address of the kernel that the index has none for, such as one in assembler code."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,15 +81,9 @@ class Found:
 class Explainer:
     """Explains the logs of one kernel.  ``kernel`` is None where its file is not known."""
 
-    def __init__(
-        self,
-        kernel: Source | None,
-        module: FindModule = lambda *_: None,
-        line: FindLine = lambda _: None,
-    ) -> None:
+    def __init__(self, kernel: Source | None, module: FindModule = lambda *_: None) -> None:
         self._kernel = kernel
         self._module = module
-        self._line = line
         self._known: OrderedDict[tuple[str, int, int, str | None, BuildId | None, bool], Found] = (
             OrderedDict()
         )
@@ -170,15 +166,12 @@ class Explainer:
         source = self._kernel if place.module is None else self._module(place.module, place.build_id)
         if source is None:
             return Found(())
-        address, size = address_of(source.table, place)
+        address, size = address_of(source, place)
         if address is None:
             return Found(
                 (), "" if size is None else f"  (of another build: in the file its size is {size:#x})"
             )
-        looked_at = address - place.is_return
-        calls = source.frames(looked_at)
-        if place.module is None:
-            calls = completed(calls, place.name, lambda: self._line(looked_at))
+        calls = source.frames(address - place.is_return)
         return Found(tuple(one for one in calls if one.file is not None))
 
     # -- code -----------------------------------------------------------------------------------------------
@@ -207,8 +200,8 @@ class Explainer:
         if 0 <= place.offset + distance < place.size:
             return _offset(place, distance)
         source = self._kernel if place.module is None else None
-        address = None if source is None else address_of(source.table, place)[0]
-        found = None if source is None or address is None else source.table.at(address + distance)
+        address = None if source is None else address_of(source, place)[0]
+        found = None if source is None or address is None else source.symbol(address + distance)
         if address is None or found is None:
             return None
         beyond = address + distance - found[0].address
@@ -225,13 +218,13 @@ def _offset(place: Place | None, distance: int) -> str:
     return f"<+{place.offset + distance:#x}>"
 
 
-def address_of(table: Table, place: Place) -> tuple[int | None, int | None]:
+def address_of(source: Source, place: Place) -> tuple[int | None, int | None]:
     """Return a place's address as linked, None where no symbol of its name has its size; then that size, else None."""
     other: int | None = None
-    for symbol in table.named(place.name):
+    for symbol in source.named(place.name):
         if symbol.absolute:
             continue
-        sizes = symbol.size, table.reach(symbol)
+        sizes = symbol.size, source.reach(symbol)
         if place.size in sizes:
             return symbol.address + place.offset, None
         other = max(sizes)

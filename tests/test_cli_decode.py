@@ -14,7 +14,6 @@ import pytest
 from memory_lab import Shell
 from relay_lab import RelayProcess
 
-from kbridge.debuginfo.assembler import MOST_LINES, AssemblerLines
 from kbridge.debuginfo.building import build
 from symbols import elf
 from symbols.index import Index
@@ -97,9 +96,7 @@ def indexed(path: Path) -> Index:
 
 def sizes(path: Path) -> dict[str, tuple[int, int]]:
     """Where each function begins, and how long it is."""
-    table = indexed(path).table
-    found = (table.symbol(at) for at in range(len(table)))
-    return {one.name: (one.address, one.size) for one in found if one.kind == "function"}
+    return {one.name: (one.address, one.size) for one in indexed(path).symbols() if one.kind == "function"}
 
 
 def after_call(path: Path, name: str) -> int:
@@ -227,34 +224,10 @@ def test_any_bytes_pass(made: Path, tmp_path: Path, decode: Decode) -> None:
     assert done.stdout.replace(b"\n", b"").count(b"x" * 200_000) == 1
 
 
-def test_lines_of_assembler_code_are_read_once(
-    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    address = sizes(made / "vmlinux")["entry"][0]
-    place = tmp_path / "cache/lines"
-    found = AssemblerLines(made / "vmlinux", place).find(address)
-    assert found == Frame(None, "entry.S", 6)
-    # Another process reads it from the cache, though the file has gone.
-    assert AssemblerLines(tmp_path / "gone", place).find(address) == found
-    assert AssemblerLines(tmp_path / "gone", place).find(0x10) is None
-    for damage in (
-        b"",
-        b"[]",
-        b"{",
-        b"[" * 100_000,
-        b'{"version": 1, "lines": {"1": 3}}',
-        place.read_bytes()[:-3],
-    ):
-        place.write_bytes(damage)
-        assert AssemblerLines(made / "vmlinux", place).find(address) == found
-    monkeypatch.setattr("kbridge.debuginfo.assembler.MOST_LINES", 3)
-    lines = AssemblerLines(tmp_path / "gone", place)
-    for one in range(10):
-        assert lines.find(one) is None
-    assert lines._known is not None
-    assert len(lines._known) == 3 < MOST_LINES
-    (tmp_path / "file").touch()
-    assert AssemblerLines(made / "vmlinux", tmp_path / "file/lines").find(address) == found
+def test_assembler_code_has_lines(made: Path) -> None:
+    index = indexed(made / "vmlinux")
+    (entry,) = index.named("entry")
+    assert index.frames(entry.address) == (Frame("entry", "entry.S", 6),)
 
 
 # -- a real kernel ------------------------------------------------------------------------------------------------

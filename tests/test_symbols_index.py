@@ -9,6 +9,7 @@ import random
 import re
 import struct
 import subprocess
+from bisect import bisect_right
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ from test_symbols_skeleton import made
 from kbridge.cli import main
 from kbridge.debuginfo import cache
 from kbridge.errors import KbridgeError
-from symbols import index, table
+from symbols import elf, index, line_making, table_making
 from symbols.errors import IndexDamaged, SymbolError
 from symbols.index import Index
 from symbols.lines import NONE, Frame, Lines
@@ -33,7 +34,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BASE = 0xFFFFFFFF81000000
 
 
-def lines_of(
+def symcache_of(
     files: list[tuple[str, str, str]],
     functions: list[str],
     locations: list[tuple[int, int, int, int]],
@@ -60,13 +61,14 @@ def lines_of(
     return head + b"".join(part + bytes(-len(part) % 8) for part in parts) + text
 
 
-LINES = lines_of(
+SYMCACHE = symcache_of(
     [("/build/linux", "kernel/sched", "core.c"), ("/build/linux", "/build/linux/arch", "entry.S")],
     ["outer", "inner", "entry"],
     [(0, 7, 0, NONE), (0, 9, 1, 0), (1, 3, 2, NONE), (NONE, NONE, NONE, NONE)],
     [0x10, 0x20, 0x40],
 )
-TABLE = table.pack(
+LINES = b"".join(line_making.make(SYMCACHE, BASE, None))
+TABLE = table_making.pack(
     [
         (0x18, 8, 0x81, b"variable"),
         (BASE, 0x10, 2, b"start"),
@@ -77,7 +79,7 @@ TABLE = table.pack(
     ]
 )
 BUILD_ID = BuildId(ONE.hex())
-WHOLE = index.header(BUILD_ID, BASE, len(TABLE), len(LINES)) + TABLE + LINES
+WHOLE = b"".join(index.parts(BUILD_ID, BASE, TABLE, LINES))
 
 
 def test_frames_come_with_the_innermost_first() -> None:
@@ -112,40 +114,105 @@ def test_an_index_holds_both_and_is_of_one_build_id() -> None:
     assert opened.symbol(BASE + 0x41) is not None
     with pytest.raises(IndexDamaged, match=f"of build-id {BUILD_ID}, not of {TWO.hex()}"):
         Index(memoryview(WHOLE), BuildId(TWO.hex()))
-    without = index.header(BUILD_ID, BASE, len(TABLE), 0) + TABLE
+    without = b"".join(index.parts(BUILD_ID, BASE, TABLE))
     assert not Index(memoryview(without)).has_lines
     assert Index(memoryview(without)).frames(BASE) == ()
 
 
-@given(
-    st.lists(st.tuples(st.integers(0, len(WHOLE) - 1), st.integers(0, 255)), max_size=8), st.integers(0, 40)
-)
+ADDRESSES = (BASE, BASE + 0x10, BASE + 0x30, BASE + 0x4000)
+
+
+def answers(opened: Index) -> list[object]:
+    """All that a caller can ask."""
+    found: list[object] = [opened.frames(address) for address in ADDRESSES]
+    found += [opened.symbol(address) for address in ADDRESSES]
+    found += [opened.named("twice"), opened.aliases(BASE), opened.symbols()]
+    locations = opened.locations(ADDRESSES)
+    return [*found, locations, opened.frames_of(locations)]
+
+
+@given(st.integers(0, len(WHOLE) - 1), st.integers(1, 255))
 @settings(max_examples=300)
-def test_a_damaged_index_is_refused_or_answers(changes: list[tuple[int, int]], cut: int) -> None:
+def test_damage_anywhere_is_noticed_when_it_is_opened_or_read(at: int, change: int) -> None:
     data = bytearray(WHOLE)
-    for at, byte in changes:
-        data[at] = byte
+    data[at] ^= change
+    with pytest.raises(IndexDamaged):
+        answers(Index(memoryview(bytes(data)), BUILD_ID))
+
+
+@given(st.integers(0, len(WHOLE) - 1), st.integers(1, 255))
+@settings(max_examples=100)
+def test_what_is_damaged_is_made_anew_once_and_answers(at: int, change: int) -> None:
+    data = bytearray(WHOLE)
+    data[at] ^= change
+    made: list[int] = []
+
+    def renew() -> memoryview:
+        made.append(1)
+        return memoryview(WHOLE)
+
     try:
-        opened = Index(memoryview(bytes(data[: len(data) - cut])))
-        for address in (BASE, BASE + 0x10, BASE + 0x30, BASE + 0x4000):
-            opened.frames(address)
-            opened.symbol(address)
-        opened.table.named("twice")
+        opened = Index(memoryview(bytes(data)), BUILD_ID, renew)
     except IndexDamaged:
         return
-    assert cut == 0
+    assert answers(opened) == answers(Index(memoryview(WHOLE)))
+    assert len(made) == 1
+
+
+@given(st.integers(0, len(WHOLE) - 1))
+def test_a_cut_off_index_is_refused(size: int) -> None:
+    with pytest.raises(IndexDamaged):
+        Index(memoryview(WHOLE[:size]))
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, len(TABLE) - 1), st.integers(0, 255)), max_size=8),
+    st.lists(st.tuples(st.integers(0, len(LINES) - 1), st.integers(0, 255)), max_size=8),
+)
+@settings(max_examples=300)
+def test_contents_of_any_kind_are_refused_or_answer(
+    in_table: list[tuple[int, int]], in_lines: list[tuple[int, int]]
+) -> None:
+    # As a writer with a fault, or a forger, would leave them: the checksums are right.
+    names, lines = bytearray(TABLE), bytearray(LINES)
+    for changed, changes in ((names, in_table), (lines, in_lines)):
+        for at, byte in changes:
+            changed[at] = byte
+    try:
+        answers(Index(memoryview(b"".join(index.parts(BUILD_ID, BASE, bytes(names), bytes(lines))))))
+    except IndexDamaged:
+        return
+
+
+@given(st.data())
+def test_many_at_once_are_answered_as_one_by_one(data: st.DataObject) -> None:
+    starts = sorted(data.draw(st.sets(st.integers(0, 1 << 20), min_size=1, max_size=40)))
+    locations = [(0, number + 1, 0, NONE) for number in range(len(starts))]
+    known = Lines(
+        memoryview(
+            b"".join(line_making.make(symcache_of([("", "", "a.c")], ["f"], locations, starts), BASE, None))
+        )
+    )
+    offsets = data.draw(st.lists(st.integers(0, 1 << 21), max_size=50))
+    single = [known.location(one) for one in offsets]
+    assert list(known.locations(offsets)) == single
+    assert single == [bisect_right(starts, one) - 1 for one in offsets]
+    many = offsets * (1 + 10_000 // len(offsets)) if offsets else []
+    numbers = known.locations(many)
+    assert list(numbers[: len(single)]) == single
+    assert known.frames_of(numbers)[: len(single)] == [known.frames(one) for one in offsets]
 
 
 def test_the_table_of_a_file(tmp_path: Path) -> None:
-    known = Table(memoryview(table.build(kernel(ONE))))
+    known = Table(memoryview(table_making.build(kernel(ONE))))
     assert {one.name for number in range(len(known)) for one in [known.symbol(number)]} == {
         "asm_exc_divide_error",
         "modules",
     }
     with pytest.raises(SymbolError):
-        table.build(b"no ELF file")
+        table_making.build(b"no ELF file")
     with pytest.raises(SymbolError, match="not linked"):
-        index.load_address(kernel(ONE))
+        elf.load_address(kernel(ONE))
 
 
 @pytest.mark.parametrize("order", [1, -1])
@@ -163,7 +230,7 @@ def test_of_several_names_the_kernels_own_choice_is_shown(order: int) -> None:
         for number, group in enumerate(groups)
         for name, info in group[::order]
     ]
-    known = Table(memoryview(table.build(made([(".text", 1, 6, BASE, bytes(64))], symbols))))
+    known = Table(memoryview(table_making.build(made([(".text", 1, 6, BASE, bytes(64))], symbols))))
     for number, group in enumerate(groups):
         assert [one.name for one in known.aliases(BASE + 16 * number)] == [name for name, _ in group]
 
@@ -179,7 +246,7 @@ class Builds:
 
     def __call__(self, path: Path, build_id: BuildId) -> list[bytes]:
         self.count += 1
-        return [index.header(build_id, BASE, len(TABLE), len(LINES)), TABLE, LINES]
+        return index.parts(build_id, BASE, TABLE, LINES)
 
 
 def test_an_index_is_made_once_and_again_when_it_is_damaged(tmp_path: Path) -> None:
@@ -208,8 +275,8 @@ def test_the_index_of_a_stripped_file_does_not_stand_for_the_one_with_lines(tmp_
     builds = Builds()
 
     def build(path: Path, build_id: BuildId) -> list[bytes]:
-        head, names, lines = builds(path, build_id)
-        return [head, names, lines] if path == whole else [index.header(build_id, BASE, len(TABLE), 0), names]
+        parts = builds(path, build_id)
+        return parts if path == whole else index.parts(build_id, BASE, TABLE)
 
     assert not cache.index_of(stripped, build, tmp_path / "kept").has_lines
     assert cache.index_of(whole, build, tmp_path / "kept").has_lines
@@ -306,7 +373,7 @@ def test_lines_are_those_of_binutils(vmlinux: Path, kept: Path) -> None:
     with file.open("rb") as stream:
         opened = Index(memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)))
     chosen = random.Random(4)
-    start, end = (opened.table.named(name)[0].address for name in ("_stext", "_etext"))
+    start, end = (opened.named(name)[0].address for name in ("_stext", "_etext"))
     addresses = [chosen.randrange(start, end) for _ in range(400)]
     said = subprocess.run(
         ["addr2line", "-e", vmlinux], input="\n".join(map(hex, addresses)), capture_output=True, text=True, timeout=120,

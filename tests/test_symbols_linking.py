@@ -75,7 +75,7 @@ def test_lines_are_those_of_addr2line(tmp_path: Path, make: Callable[..., Path],
     assert index.has_lines
     compared = 0
     for name, section in (("plain", ".text"), ("outer", ".text"), ("first", ".init.text")):
-        (symbol,) = index.table.named(name)
+        (symbol,) = index.named(name)
         (placed,) = [
             one for one in elf.sections(bytes(linking.link(path.read_bytes()))) if one.name == section
         ]

@@ -124,13 +124,8 @@ def find_release(texts: Iterable[str]) -> str | None:
 def open_explainer(vmlinux: Path, folders: tuple[Path, ...]) -> Explainer:
     """Return what explains lines of this kernel's; ``folders``: where its modules may be."""
     from kbridge.commands.symbols_command import open_index  # noqa: PLC0415 (after what may already be wrong)
-    from kbridge.debuginfo.assembler import AssemblerLines  # noqa: PLC0415
 
-    index = open_index(vmlinux)
-    assembler = AssemblerLines.beside(index, vmlinux)
-    return Explainer(
-        index, _Modules(vmlinux, folders).find, assembler.find if index.has_lines else lambda _: None
-    )
+    return Explainer(open_index(vmlinux), _Modules(vmlinux, folders).find)
 
 
 class _Modules:

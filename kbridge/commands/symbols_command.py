@@ -60,7 +60,7 @@ def index_command(files: tuple[Path, ...]) -> None:
     for file in files:
         index = open_index(file)
         lines = "with lines" if index.has_lines else "without lines: the file has no DWARF"
-        click.echo(f"{index.build_id}  {len(index.table)} symbols, {lines}  {file}")
+        click.echo(f"{index.build_id}  {len(index)} symbols, {lines}  {file}")
 
 
 @command.command("lookup")
@@ -76,7 +76,7 @@ def lookup_command(vmlinux: Path, slide: int, what: tuple[str, ...], *, as_json:
     index = open_index(vmlinux)
     missing = []
     for one in what:
-        named = index.table.named(one)
+        named = index.named(one)
         match = _NUMBER.fullmatch(one)
         if named:
             for symbol in named:
@@ -110,8 +110,7 @@ def addr2line_command(vmlinux: Path, slide: int, addresses: tuple[int, ...], *, 
     index = open_index(vmlinux)
     for address in addresses:
         linked = address - slide
-        found = index.symbol(linked)
-        frames = frames_of(index, vmlinux, linked)
+        found, frames = index.symbol(linked), index.frames(linked)
         if as_json:
             click.echo(
                 json.dumps(
@@ -144,18 +143,6 @@ def open_index(vmlinux: Path) -> Index:
         click.echo(f"kbridge: indexing {vmlinux}, once", err=True)
 
     return cache.index_of(vmlinux, build, cache.folder(), begin)
-
-
-def frames_of(index: Index, vmlinux: Path, linked: int) -> tuple[Frame, ...]:
-    """Return the calls at an address, by the file itself where the index has no line, such as in assembler code."""
-    from kbridge.debuginfo.assembler import AssemblerLines  # noqa: PLC0415 (what reads a warm cache loads little)
-    from symbols.lines import completed  # noqa: PLC0415
-
-    frames, found = index.frames(linked), index.symbol(linked)
-    if not index.has_lines or found is None:
-        return frames
-    name = frames[0].function if frames else found[0].name
-    return completed(frames, name, lambda: AssemblerLines.beside(index, vmlinux).find(linked))
 
 
 def place_of(found: tuple[Symbol, int] | None, linked: int) -> str:

@@ -2,15 +2,14 @@
 
 in          a file with symbols
 out         its ``Index``
-invariant   a file of the cache is whole or absent, whoever is killed; no more than ``MOST_BYTES`` are kept, the least
-            recently used ones go first
+invariant   a file of the cache is whole or absent, whoever is killed; one that proves to be damaged is made anew, while
+            it answers too; no more than ``MOST_BYTES`` are kept, the least recently used ones go first
 """
 
 from __future__ import annotations
 
 import mmap
 import os
-import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
@@ -19,7 +18,7 @@ from kbridge.debuginfo.mapping import mapped
 from kbridge.errors import KbridgeError
 from symbols import elf
 from symbols.errors import IndexDamaged, SymbolError
-from symbols.index import Index, has_lines
+from symbols.index import Index
 from symbols.model import BuildId
 
 MOST_BYTES: Final = 2 << 30
@@ -35,7 +34,12 @@ def folder() -> Path:
     return Path(base) / "kbridge" / "symbols"
 
 
-def index_of(path: Path, build: Build, kept: Path, begin: Callable[[], None] = lambda: None) -> Index:
+def index_of(
+    path: Path,
+    build: Build,
+    kept: Path,
+    begin: Callable[[], None] = lambda: None,
+) -> Index:
     """Return the index of a file, made now if there is none; ``begin`` is called before that.
 
     Raises ``KbridgeError`` for a file that cannot be read or has no build-id, and when the disk is full.
@@ -43,7 +47,7 @@ def index_of(path: Path, build: Build, kept: Path, begin: Callable[[], None] = l
     try:
         with mapped(path) as image:
             build_id = elf.build_id(image)
-            wants_lines = build_id is not None and has_lines(image)
+            has_lines = build_id is not None and elf.has_lines(image)
     except (OSError, ValueError, SymbolError) as error:
         raise KbridgeError(
             f"{path} cannot be read", why=str(error), todo="give a vmlinux with symbols"
@@ -51,36 +55,49 @@ def index_of(path: Path, build: Build, kept: Path, begin: Callable[[], None] = l
     if build_id is None:
         raise KbridgeError(f"{path} has no build-id", todo="give a vmlinux as its build left it")
     place = kept / f"{build_id}{_SUFFIX}"
+
+    def renew() -> memoryview:
+        begin()
+        try:
+            write(place, build(path, build_id))
+            prune(kept, place)
+            return _mapped(place)
+        except (OSError, SymbolError) as error:
+            raise KbridgeError(f"{path} cannot be indexed", why=str(error)) from error
+
+    known = _opened(place, build_id, renew)
+    # A stripped file has the build-id of the one with DWARF: what was made of it is not enough then.
+    if known is not None and (known.has_lines or not has_lines):
+        return known
     try:
-        found = open_index(place, build_id)
-        # A stripped file has the build-id of the one with DWARF: what was made of it is not enough here.
-        if found.has_lines or not wants_lines:
-            return found
-    except (FileNotFoundError, IndexDamaged):
-        pass
-    begin()
-    try:
-        write(place, build(path, build_id))
-        prune(kept, place)
-        return open_index(place, build_id)
-    except (OSError, SymbolError) as error:
+        return Index(renew(), build_id)
+    except IndexDamaged as error:
         raise KbridgeError(f"{path} cannot be indexed", why=str(error)) from error
 
 
-def open_index(place: Path, build_id: BuildId) -> Index:
-    """Map an index.  Raises ``IndexDamaged``, ``FileNotFoundError``; the map lives as long as what it returns."""
-    with place.open("rb") as file:
-        try:
-            image = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except ValueError as error:
-            raise IndexDamaged("the index is empty") from error
-    index = Index(memoryview(image), build_id)
+def _opened(place: Path, build_id: BuildId, renew: Callable[[], memoryview]) -> Index | None:
+    """Return an index that is kept, None where there is none that can be used."""
+    try:
+        index = Index(_mapped(place), build_id, renew)
+    except (FileNotFoundError, IndexDamaged):
+        return None
     os.utime(place)
     return index
 
 
+def _mapped(place: Path) -> memoryview:
+    """Map a file; the map lives as long as what it returns."""
+    with place.open("rb") as file:
+        try:
+            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        except ValueError as error:
+            raise IndexDamaged("the index is empty") from error
+
+
 def write(place: Path, parts: Iterable[bytes]) -> None:
     """Write a file whole or not at all.  Raises ``OSError``."""
+    import tempfile  # noqa: PLC0415 (what reads a warm cache loads little)
+
     place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(prefix=".", suffix=_SUFFIX, dir=place.parent)
     try:

@@ -48,7 +48,7 @@ def oops(index: Index) -> str:
     """Make an oops of 30 lines out of a kernel's own places."""
     places = []
     for name in PATH:
-        (symbol, *_) = index.table.named(name)
+        (symbol, *_) = index.named(name)
         found = index.symbol(symbol.address)
         assert found is not None
         places.append(f"{name}+{max(symbol.size // 2, 1):#x}/{found[1]:#x}")
