@@ -186,6 +186,24 @@ def has_lines(image: Image) -> bool:
     )
 
 
+def debug_link(image: Image) -> tuple[str, int] | None:
+    """Return the name of the file with this one's DWARF, and that file's CRC-32; None where it has no such link.
+
+    Raises ``NotAnElf``.  Source: gdb's manual, "Separate Debug Files": the name, ended by a NUL, padded to four bytes,
+    then the CRC.
+    """
+    section = next((one for one in sections(image) if one.name == ".gnu_debuglink"), None)
+    if section is None or section.kind == SHT_NOBITS:
+        return None
+    check_inside(image, section)
+    data = bytes(image[section.offset : section.offset + min(section.size, _MOST_NAME + 8)])
+    name = data.partition(b"\0")[0]
+    at = _padded(len(name) + 1)
+    if not name or b"/" in name or name in (b".", b"..") or at + 4 > len(data):
+        return None
+    return name.decode("utf-8", "surrogateescape"), int(_NAME.unpack_from(data, at)[0])
+
+
 def load_address(image: Image) -> int:
     """Return the address that offsets in the lines count from: of the first part of the file that is loaded.
 

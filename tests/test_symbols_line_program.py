@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import subprocess
+import zlib
 from pathlib import Path
 
 import pytest
@@ -235,3 +236,27 @@ def test_a_damaged_file_is_refused_or_read(program: bytes, data: st.DataObject) 
             units.line_at(address)
         except SymbolError:
             continue
+
+
+# -- links to other files -----------------------------------------------------------------------------------------
+
+
+def with_link(contents: bytes) -> bytes:
+    return made([(".gnu_debuglink", 1, 0, 0, contents)], [("go", 18, 1, 0x1000, 16)])
+
+
+@given(
+    st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=60),
+    st.binary(),
+)
+def test_a_link_is_a_name_and_a_checksum(name: str, contents: bytes) -> None:
+    raw = name.encode()
+    crc = zlib.crc32(contents)
+    data = raw + bytes(4 - len(raw) % 4) + struct.pack("<I", crc)
+    assert elf.debug_link(with_link(data)) == (None if name in (".", "..") else (name, crc))
+
+
+@given(st.binary(max_size=400))
+def test_a_damaged_link_is_none_or_a_plain_name(contents: bytes) -> None:
+    found = elf.debug_link(with_link(contents))
+    assert found is None or (found[0] not in ("", ".", "..") and "/" not in found[0])

@@ -125,7 +125,7 @@ def open_explainer(vmlinux: Path, folders: tuple[Path, ...]) -> Explainer:
     """Return what explains lines of this kernel's; ``folders``: where its modules may be."""
     from kbridge.commands.symbols_command import open_index  # noqa: PLC0415 (after what may already be wrong)
 
-    return Explainer(open_index(vmlinux), _Modules(vmlinux, folders).find)
+    return Explainer(open_index(vmlinux, folders), _Modules(vmlinux, folders).find)
 
 
 class _Modules:
@@ -154,7 +154,7 @@ class _Modules:
             click.echo(f"kbridge: no file of module {name}{of}; give its folder with --debug-dir", err=True)
             return None
         try:
-            return open_index(path)
+            return open_index(path, self._places[1])
         except KbridgeError as error:
             click.echo(f"kbridge: module {name}: {error}", err=True)
             return None

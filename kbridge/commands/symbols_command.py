@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -13,8 +12,10 @@ import click
 from kbridge.errors import KbridgeError
 
 if TYPE_CHECKING:
+    from kbridge.debuginfo.direct import Direct
     from symbols.index import Index
     from symbols.lines import Frame
+    from symbols.model import BuildId
     from symbols.table import Symbol
 
 _NUMBER: Final = re.compile(r"(?:0[xX])?([0-9a-fA-F]{1,16})")
@@ -33,12 +34,44 @@ class Address(click.ParamType[int]):
         return int(match.group(1), 16)
 
 
-_vmlinux = click.option(
-    "--vmlinux",
-    type=click.Path(path_type=Path),
-    required=True,
-    help="The kernel's file with symbols, as its build left it.",
-)
+_Given = Callable[..., None]
+
+
+class BuildIdType(click.ParamType[str]):
+    """A build-id in hexadecimal."""
+
+    name = "build-id"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Read it."""
+        if not re.fullmatch(r"(?:[0-9a-fA-F]{2}){2,40}", str(value)):
+            self.fail(f"{value!r} is no build-id in hexadecimal", param, ctx)
+        return str(value).lower()
+
+
+def _source(command: _Given) -> _Given:
+    """Give a command the options that say which file it is about."""
+    for option in (
+        click.option(
+            "--debug-dir",
+            "folders",
+            type=click.Path(path_type=Path),
+            multiple=True,
+            help="A folder with debug files; may be given several times. Before /usr/lib/debug.",
+        ),
+        click.option(
+            "--build-id", type=BuildIdType(), metavar="ID", help="Its build-id, in place of --vmlinux."
+        ),
+        click.option(
+            "--vmlinux",
+            type=click.Path(path_type=Path),
+            help="The kernel's file with symbols, as its build left it, or a module's.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
 _slide = click.option(
     "--slide", type=Address(), default=0, metavar="N", help="By how much KASLR moved the kernel."
 )
@@ -64,16 +97,24 @@ def index_command(files: tuple[Path, ...]) -> None:
 
 
 @command.command("lookup")
-@_vmlinux
+@_source
 @_slide
 @_json
 @click.argument("what", nargs=-1, required=True, metavar="NAME|ADDRESS...")
-def lookup_command(vmlinux: Path, slide: int, what: tuple[str, ...], *, as_json: bool) -> None:
+def lookup_command(
+    vmlinux: Path | None,
+    build_id: str | None,
+    folders: tuple[Path, ...],
+    slide: int,
+    what: tuple[str, ...],
+    *,
+    as_json: bool,
+) -> None:
     """Say where names are, all of them, and which symbol addresses belong to.
 
     A name that is also a number in hexadecimal, such as `add`, is taken for a name if there is one.
     """
-    index = open_index(vmlinux)
+    index = _index(vmlinux, build_id, folders)
     missing = []
     for one in what:
         named = index.named(one)
@@ -97,32 +138,56 @@ def lookup_command(vmlinux: Path, slide: int, what: tuple[str, ...], *, as_json:
         else:
             missing.append(one)
     if missing:
-        raise KbridgeError(f"{vmlinux} has no symbol for {', '.join(missing)}")
+        raise KbridgeError(f"{vmlinux or build_id} has no symbol for {', '.join(missing)}")
 
 
 @command.command("addr2line")
-@_vmlinux
+@_source
 @_slide
 @_json
+@click.option(
+    "--no-index",
+    "is_direct",
+    is_flag=True,
+    help="Read the file itself: quick for a file that is asked once, without inlined calls.",
+)
 @click.argument("addresses", nargs=-1, required=True, type=Address())
-def addr2line_command(vmlinux: Path, slide: int, addresses: tuple[int, ...], *, as_json: bool) -> None:
+def addr2line_command(
+    vmlinux: Path | None,
+    build_id: str | None,
+    folders: tuple[Path, ...],
+    slide: int,
+    addresses: tuple[int, ...],
+    *,
+    as_json: bool,
+    is_direct: bool,
+) -> None:
     """Say which source lines addresses are of, and which calls were inlined there, the innermost first."""
-    index = open_index(vmlinux)
+    if is_direct:
+        from kbridge.debuginfo.direct import direct  # noqa: PLC0415 (what reads a warm cache loads little)
+
+        if vmlinux is None:
+            raise click.UsageError("--no-index needs --vmlinux.")
+        with direct(vmlinux) as file:
+            _tell(file, slide, addresses, as_json=as_json)
+    else:
+        _tell(_index(vmlinux, build_id, folders), slide, addresses, as_json=as_json)
+
+
+def _tell(source: Index | Direct, slide: int, addresses: tuple[int, ...], *, as_json: bool) -> None:
     for address in addresses:
         linked = address - slide
-        found, frames = index.symbol(linked), index.frames(linked)
+        found, frames = source.symbol(linked), source.frames(linked)
         if as_json:
-            click.echo(
-                json.dumps(
-                    {
-                        "address": hex(address),
-                        "symbol": None if found is None else found[0].name,
-                        "offset": None if found is None else linked - found[0].address,
-                        "frames": [
-                            {"function": one.function, "file": one.file, "line": one.line} for one in frames
-                        ],
-                    }
-                )
+            _print_json(
+                {
+                    "address": hex(address),
+                    "symbol": None if found is None else found[0].name,
+                    "offset": None if found is None else linked - found[0].address,
+                    "frames": [
+                        {"function": one.function, "file": one.file, "line": one.line} for one in frames
+                    ],
+                }
             )
             continue
         click.echo(f"{address:#018x}  {place_of(found, linked)}")
@@ -130,19 +195,49 @@ def addr2line_command(vmlinux: Path, slide: int, addresses: tuple[int, ...], *, 
             click.echo(f"    {text}")
 
 
-def open_index(vmlinux: Path) -> Index:
-    """Return a file's index, made now if it must be, which is said."""
+def _print_json(values: dict[str, Any]) -> None:
+    import json  # noqa: PLC0415 (most do not want it)
+
+    click.echo(json.dumps(values))
+
+
+def _index(vmlinux: Path | None, build_id: str | None, folders: tuple[Path, ...]) -> Index:
+    """Return the index of the file that the options name."""
+    if (vmlinux is None) == (build_id is None):
+        raise click.UsageError("Give either --vmlinux or --build-id.")
+    if vmlinux is not None:
+        return open_index(vmlinux, folders)
     from kbridge.debuginfo import cache  # noqa: PLC0415 (what reads a warm cache loads little)
 
-    def build(path: Path, build_id: Any) -> Iterator[bytes]:
+    wanted: Any = build_id
+
+    def find() -> Path | None:
+        from kbridge.debuginfo.finders import Finder  # noqa: PLC0415
+        from kbridge.debuginfo.separate import DEBUG_DIRS  # noqa: PLC0415
+
+        return Finder(None, (*folders, *DEBUG_DIRS), cache.folder()).by_build_id(wanted)
+
+    return cache.index_by_id(wanted, find, lambda path: open_index(path, folders), cache.folder())
+
+
+def open_index(vmlinux: Path, folders: tuple[Path, ...] = ()) -> Index:
+    """Return a file's index, made now if it must be, which is said; ``folders`` may have its lines if it has none."""
+    from kbridge.debuginfo import cache  # noqa: PLC0415 (what reads a warm cache loads little)
+
+    def build(path: Path, build_id: BuildId) -> Iterator[bytes]:
         from kbridge.debuginfo.building import build as make  # noqa: PLC0415
 
         return make(path, build_id)
 
+    def separate(path: Path, build_id: BuildId) -> Path | None:
+        from kbridge.debuginfo.separate import DEBUG_DIRS, with_lines  # noqa: PLC0415
+
+        return with_lines(path, build_id, (*folders, *DEBUG_DIRS))
+
     def begin() -> None:
         click.echo(f"kbridge: indexing {vmlinux}, once", err=True)
 
-    return cache.index_of(vmlinux, build, cache.folder(), begin)
+    return cache.index_of(vmlinux, build, cache.folder(), begin, separate)
 
 
 def place_of(found: tuple[Symbol, int] | None, linked: int) -> str:
@@ -173,7 +268,7 @@ def _symbol(symbol: Symbol, slide: int) -> dict[str, Any]:
 
 def _show(values: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
-        click.echo(json.dumps(values))
+        _print_json(values)
         return
     address = int(values["address"], 16)
     if "offset" in values:

@@ -26,6 +26,8 @@ _SUFFIX: Final = ".index"
 
 Build = Callable[[Path, BuildId], Iterable[bytes]]
 """Makes the parts of an index out of a file."""
+Separate = Callable[[Path, BuildId], Path | None]
+"""Gives the file with the lines of one that is stripped of them."""
 
 
 def folder() -> Path:
@@ -39,10 +41,12 @@ def index_of(
     build: Build,
     kept: Path,
     begin: Callable[[], None] = lambda: None,
+    separate: Separate = lambda path, build_id: None,
 ) -> Index:
     """Return the index of a file, made now if there is none; ``begin`` is called before that.
 
-    Raises ``KbridgeError`` for a file that cannot be read or has no build-id, and when the disk is full.
+    ``separate`` gives the file with the lines of one that has none.  Raises ``KbridgeError`` for a file that cannot be
+    read or has no build-id, and when the disk is full.
     """
     try:
         with mapped(path) as image:
@@ -55,24 +59,65 @@ def index_of(
     if build_id is None:
         raise KbridgeError(f"{path} has no build-id", todo="give a vmlinux as its build left it")
     place = kept / f"{build_id}{_SUFFIX}"
+    source = path
 
     def renew() -> memoryview:
         begin()
         try:
-            write(place, build(path, build_id))
+            write(place, build(source, build_id))
             prune(kept, place)
             return _mapped(place)
         except (OSError, SymbolError) as error:
-            raise KbridgeError(f"{path} cannot be indexed", why=str(error)) from error
+            raise KbridgeError(f"{source} cannot be indexed", why=str(error)) from error
 
     known = _opened(place, build_id, renew)
+    if known is not None and known.has_lines:
+        return known
+    if not has_lines:
+        # It is looked for each time: it may have come since.
+        other = separate(path, build_id)
+        has_lines = other is not None
+        source = other or path
     # A stripped file has the build-id of the one with DWARF: what was made of it is not enough then.
-    if known is not None and (known.has_lines or not has_lines):
+    if known is not None and not has_lines:
         return known
     try:
         return Index(renew(), build_id)
     except IndexDamaged as error:
-        raise KbridgeError(f"{path} cannot be indexed", why=str(error)) from error
+        raise KbridgeError(f"{source} cannot be indexed", why=str(error)) from error
+
+
+def index_by_id(
+    build_id: BuildId,
+    find: Callable[[], Path | None],
+    index: Callable[[Path], Index],
+    kept: Path,
+) -> Index:
+    """Return the index of a build-id: the one that is kept, else made by ``index`` of the file that ``find`` gives.
+
+    Raises ``KbridgeError`` where there is neither.
+    """
+
+    def file() -> Path:
+        path = find()
+        if path is None:
+            raise KbridgeError(
+                f"there is no file of build-id {build_id}",
+                why="neither an index of it is kept nor is it in the folders for debug files",
+                todo="give its folder with --debug-dir, or the file with --vmlinux",
+            )
+        return path
+
+    def renew() -> memoryview:
+        place.unlink(missing_ok=True)
+        index(file())
+        return _mapped(place)
+
+    place = kept / f"{build_id}{_SUFFIX}"
+    known = _opened(place, build_id, renew)
+    if known is not None and (known.has_lines or find() is None):
+        return known
+    return index(file())
 
 
 def _opened(place: Path, build_id: BuildId, renew: Callable[[], memoryview]) -> Index | None:
