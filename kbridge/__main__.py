@@ -1,5 +1,5 @@
 """``python -m kbridge``: the command line."""
 
-from kbridge.cli import main
+from kbridge.start import main
 
 main()

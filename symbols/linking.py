@@ -11,7 +11,6 @@ from __future__ import annotations
 import struct
 import zlib
 from array import array
-from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from symbols.elf import SHF_ALLOC, SHT_NOBITS, SHT_SYMTAB, sections
@@ -97,14 +96,14 @@ def _placed(out: bytearray, found: tuple[Section, ...]) -> list[Section]:
         if section.flags & SHF_ALLOC:
             alignment = min(max(section.alignment, 1), _MOST_ALIGNMENT)
             at += -at % alignment
-            section = replace(section, address=at)
+            section = section._replace(address=at)
             at += section.size
             if at > BASE + MOST_BYTES:
                 raise NotAnElf("its sections are larger than any module's")
         elif section.flags & _SHF_COMPRESSED:
             contents = _uncompressed(out, section)
-            section = replace(
-                section, offset=len(out), size=len(contents), flags=section.flags & ~_SHF_COMPRESSED
+            section = section._replace(
+                offset=len(out), size=len(contents), flags=section.flags & ~_SHF_COMPRESSED
             )
             out += contents
             if len(out) > MOST_BYTES:

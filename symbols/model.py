@@ -1,21 +1,19 @@
 """The values that readers of symbols speak in.
 
 An address is as linked unless its name says otherwise; whoever shows it adds the slide.  Per-CPU and absolute
-symbols never slide.
+symbols never slide.  Named tuples, which a command that answers once has ready in a fifth of the time of dataclasses.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
-from typing import NewType
+from typing import NamedTuple, NewType
 
 BuildId = NewType("BuildId", str)
 """A build-id, lower-case hexadecimal: the bytes of the note with owner ``GNU`` and type 3, as linkers write it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Section:
+class Section(NamedTuple):
     """A section of an ELF file (System V ABI, chapter 4); ``offset`` and ``size`` in bytes of the file."""
 
     name: str
@@ -30,8 +28,7 @@ class Section:
     entry_size: int
 
 
-@dataclass(frozen=True, slots=True)
-class ModuleSection:
+class ModuleSection(NamedTuple):
     """Where a section of a loaded module is."""
 
     name: str
@@ -49,8 +46,7 @@ class ModuleState(Enum):
     """It is being read in."""
 
 
-@dataclass(frozen=True, slots=True)
-class Module:
+class Module(NamedTuple):
     """A module in guest memory."""
 
     name: str

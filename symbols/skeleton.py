@@ -17,7 +17,7 @@ import re
 import struct
 import zlib
 from array import array
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from symbols.elf import SHF_ALLOC, SHT_NOBITS, SHT_NOTE, SHT_SYMTAB, check_inside, sections
@@ -72,7 +72,7 @@ def vmlinux_skeleton(image: Image, slide: int, debug_frame: bytes = b"") -> byte
             continue
         if section.name == _PER_CPU and section.address == 0:
             numbers[index] = SHN_ABS, 0
-            kept.append(Kept(replace(section, kind=SHT_NOBITS, flags=section.flags & ~SHF_ALLOC)))
+            kept.append(Kept(section._replace(kind=SHT_NOBITS, flags=section.flags & ~SHF_ALLOC)))
         else:
             kept.append(_without_contents(image, section, section.address + slide))
             numbers[index] = len(kept), slide
@@ -120,11 +120,11 @@ def _tables(image: Image) -> tuple[tuple[Section, ...], Section, Section]:
 
 
 def _without_contents(image: Image, section: Section, address: int) -> Kept:
-    moved = replace(section, address=address)
+    moved = section._replace(address=address)
     if section.kind == SHT_NOTE and section.size <= _MOST_NOTE_BYTES:
         check_inside(image, section)
         return Kept(moved, bytes(image[section.offset : section.offset + section.size]))
-    return Kept(replace(moved, kind=SHT_NOBITS))
+    return Kept(moved._replace(kind=SHT_NOBITS))
 
 
 def _symbols(
