@@ -135,7 +135,8 @@ class Lines:
         path = None if file == NO_FILE else self._paths.get(file) or self._file(file)
         if name is None and path is None:
             return None
-        return Frame(name, path, line if 0 < line <= MOST_LINE else None)
+        # As `Frame(...)` does, in half the time.
+        return tuple.__new__(Frame, (name, path, line if 0 < line <= MOST_LINE else None))
 
     def _function(self, number: int) -> str:
         if number >= self._counts[1]:
@@ -220,8 +221,10 @@ class Lines:
         known: dict[int, tuple[Frame, ...]] = {-1: ()}
         unpack, data, at = LOCATION.unpack_from, self._data, self._locations_at
         names, paths, frame, new = self._names, self._paths, self._frame, tuple.__new__
+        around = self._around
         outer: dict[int, tuple[Frame, ...]] = {NONE: ()}
         locations = self._counts[2]
+        self._read_names()
         found = []
         for one in numbers:
             calls = known.get(one)
@@ -237,10 +240,35 @@ class Lines:
                     innermost = new(Frame, (name, path, line if 0 < line <= MOST_LINE else None))
                 rest = outer.get(into)
                 if rest is None:
-                    rest = outer[into] = self._calls(into)[: _DEEPEST - 1]
+                    rest = around(into, outer)
                 calls = known[one] = () if innermost is None else (innermost, *rest)
             found.append(calls)
         return found
+
+    def _around(self, number: int, known: dict[int, tuple[Frame, ...]]) -> tuple[Frame, ...]:
+        """Return the calls of a location that others are inlined into, and keep those of all on the way."""
+        way: list[tuple[int, Frame | None]] = []
+        while number not in known and number < self._counts[2] and len(way) < _DEEPEST:
+            first, second, into = LOCATION.unpack_from(self._data, self._locations_at + number * 12)
+            way.append((number, self._frame(first, second)))
+            number = into
+        rest = known.get(number, ())
+        for passed, frame in reversed(way):
+            rest = known[passed] = () if frame is None else (frame, *rest)
+        return rest
+
+    def _read_names(self) -> None:
+        """Read the names of all functions: quicker than one by one where most are wanted."""
+        if len(self._names) == self._counts[1]:
+            return
+        self._check(self._functions_at, len(self._data))
+        text = bytes(self._data[self._strings_at :])
+        for number, place in enumerate(self._functions):
+            length = text[place] if place < len(text) else 0x80
+            name = text[place + 1 : place + 1 + length]
+            # Longer names, and damaged ones, are read with more care.
+            if length < 0x80 and len(name) == length:
+                self._names[number] = name.decode("utf-8", "replace")
 
 
 def aligned(at: int) -> int:

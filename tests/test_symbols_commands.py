@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from kbridge.cli import main
 from kbridge.debuginfo import separate
 from symbols import elf
 
+ROOT = Path(__file__).resolve().parent.parent
 SOURCE = """
 static inline __attribute__((always_inline)) int inner(volatile int *at) { return *at + 1; }
 __attribute__((noinline)) int outer(volatile int *at)
@@ -192,3 +194,43 @@ def test_what_is_no_file_is_no_separate_one(tmp_path: Path, programs: Path) -> N
     (tmp_path / ".build-id" / own[:2] / f"{own[2:]}.debug").symlink_to(tmp_path)
     assert separate.with_lines(tmp_path / "gone", own, (tmp_path,)) is None
     assert separate.with_lines(programs / "whole.c", own, (tmp_path,)) is None
+
+
+# -- what a cold start loads --------------------------------------------------------------------------------------
+
+
+def loaded(code: str, *names: str) -> set[str]:
+    """Those of some modules that a process has loaded at its end."""
+    code += f"\nimport sys\nprint('loaded', *(one for one in {names!r} if one in sys.modules))"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    return set(said.stdout.splitlines()[-1].split()[1:])
+
+
+def test_the_library_loads_little_for_one_address(programs: Path, cache: Path) -> None:
+    whole = programs / "whole"
+    assert frames("--vmlinux", whole, address(whole)) == EXPECTED
+    (kept,) = cache.glob("*.index")
+    code = f"""
+from symbols.index import Index
+with open({str(kept)!r}, "rb") as file:
+    index = Index(memoryview(file.read()))
+assert [one.line for one in index.frames({address(whole)})] == [2, 5]
+assert index.symbol({address(whole)})[0].name == "outer"
+"""
+    assert loaded(code, "typing", "dataclasses", "re", "enum", "pathlib", "symbolic") == set()
+
+
+def test_the_command_loads_neither_reactor_nor_libraries(programs: Path, cache: Path) -> None:
+    whole = programs / "whole"
+    frames("--vmlinux", whole, address(whole))
+    code = f"""
+import sys
+from kbridge.start import main
+sys.argv = ["kbridge", "symbols", "addr2line", "--vmlinux", {str(whole)!r}, {address(whole)!r}]
+try:
+    main()
+except SystemExit as end:
+    assert not end.code
+"""
+    heavy = ("twisted", "pydantic", "symbolic", "elftools", "capstone", "tempfile", "json")
+    assert loaded(code, *heavy) == set()
