@@ -29,6 +29,8 @@ from console_lab import verdict
 from gdb_session import ROOT, interval, wait_for
 
 GOAL = 1.3
+ALL = ("--append", "kbridge.modules=all")
+"""More than 50 modules."""
 
 
 def gdb(*commands: str) -> tuple[float, str]:
@@ -89,7 +91,7 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="kb-first-"))
     with contextlib.ExitStack() as stack:
         stack.callback(shutil.rmtree, folder)
-        plain, moved = guest(stack, "--no-kaslr", "--stub"), guest(stack)
+        plain, moved = guest(stack, "--no-kaslr", "--stub", *ALL), guest(stack, *ALL)
         files = f'vmlinux = "{moved["vmlinux"]}"\ndebug_dirs = ["{moved["debug_dir"]}"]\n'
         run = relay(
             stack,
@@ -127,7 +129,7 @@ def main() -> None:
                     raise SystemExit(f"{name}: no backtrace in {said[-2000:]}")
                 if number >= 0:
                     took[name].append(seconds)
-        other = guest(stack)
+        other = guest(stack, *ALL)
         (folder / "bare").mkdir()
         lines = f'qmp = "{other["qmp"]}"\nconsole = "{other["console"]}"\n'
         sockets = relay(stack, folder / "bare", {"bare": lines})

@@ -15,7 +15,7 @@ from lab.errors import LabError
 class Description:
     """What `guest.json` holds: facts of one build, with paths relative to its folder.
 
-    `modules` are loaded at boot, in this order.
+    `modules` are loaded at boot, in this order, `more_modules` behind them with `kbridge.modules=all`.
     """
 
     name: str
@@ -24,6 +24,7 @@ class Description:
     kernel: str
     vmlinux: str
     modules: tuple[str, ...]
+    more_modules: tuple[str, ...] = ()
 
     def write(self, folder: Path) -> None:
         (folder / "guest.json").write_text(json.dumps(asdict(self), indent=2) + "\n")
@@ -70,6 +71,7 @@ def load(folder: Path) -> Build:
     try:
         fields = json.loads((folder / "guest.json").read_text())
         fields["modules"] = tuple(fields["modules"])
+        fields["more_modules"] = tuple(fields.get("more_modules", ()))
         return Build(folder, Description(**fields))
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise LabError(f"{folder} is no build of a guest ({error}); remove it and build again") from error
@@ -93,7 +95,12 @@ def key(version: str, *recipe: str) -> str:
 def refresh_initramfs(build: Build) -> None:
     """Make the initramfs of a build whose folder is locked, if its parts changed since."""
     files = modules.find(build.modules)
-    image = initramfs.archive(build.description.name, [files[name] for name in build.description.modules])
+    described = build.description
+    image = initramfs.archive(
+        described.name,
+        [files[name] for name in described.modules],
+        [files[name] for name in described.more_modules],
+    )
     target = build.folder / initramfs.name_of(image)
     link = build.folder / "initramfs"
     if target.exists() and link.is_symlink() and link.readlink() == Path(target.name):

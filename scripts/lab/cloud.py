@@ -19,8 +19,15 @@ MODULES = (
     "virtio_pci", "virtio_blk", "virtio_console", "virtio_rng", "pvpanic_pci", "qemu_fw_cfg",
     "dummy", "isofs", "vfat", "virtio_net", "crc_itu_t",
 )  # fmt: skip
+# Small ones that need no device, loaded with `kbridge.modules=all`: with them more than 50 are.
+MORE_MODULES = (
+    "nls_utf8", "nls_ascii", "nls_iso8859_1", "nls_iso8859_15", "nls_koi8_ru", "nls_cp857", "nls_cp874",
+    "tcp_scalable", "tcp_highspeed", "tcp_hybla", "tcp_lp", "tcp_veno", "tcp_yeah", "cordic", "rational",
+    "crc7", "ecb", "ofb", "pcbc", "michael_mic", "blowfish_generic", "des_generic", "md4", "lz4",
+    "ghash_generic", "stp", "ts_bm", "ts_kmp", "dm_zero", "em_cmp", "em_nbyte", "em_u32", "xxhash_generic",
+)  # fmt: skip
 APPEND = ""
-_LAYOUT = 3
+_LAYOUT = 4
 
 
 def versioned(meta: debian.Package) -> str:
@@ -34,7 +41,7 @@ def versioned(meta: debian.Package) -> str:
 def build() -> builds.Build:
     with cache.locked(NAME) as base:
         image = debian.package(versioned(debian.package(_META)))
-        recipe = json.dumps([_LAYOUT, MODULES])
+        recipe = json.dumps([_LAYOUT, MODULES, MORE_MODULES])
         entry = cache.ensure(
             base, builds.key(image.version, image.name, recipe), lambda new: _make(image, new)
         )
@@ -54,14 +61,19 @@ def _make(image: debian.Package, folder: Path) -> None:
     work.mkdir()
     debian.unpack(debian.download(image, work), work, "./boot/*", "./lib/modules/*")
     chosen = modules.select(work / "lib" / "modules", MODULES)
+    more = [
+        path
+        for path in modules.select(work / "lib" / "modules", (*MODULES, *MORE_MODULES))
+        if path not in chosen
+    ]
     kept = folder / "modules"
     kept.mkdir()
-    for path in chosen:
+    for path in (*chosen, *more):
         path.rename(kept / path.name)
     (work / "boot" / f"vmlinuz-{release}").rename(folder / "vmlinuz")
     (work / "boot" / f"config-{release}").rename(folder / "config")
 
-    _debug_files(debian.download(debug, work), work, folder, release, chosen)
+    _debug_files(debian.download(debug, work), work, folder, release, [*chosen, *more])
     shutil.rmtree(work)
     builds.Description(
         name=NAME,
@@ -70,6 +82,7 @@ def _make(image: debian.Package, folder: Path) -> None:
         kernel="vmlinuz",
         vmlinux="vmlinux",
         modules=tuple(modules.canonical(path.stem) for path in chosen),
+        more_modules=tuple(modules.canonical(path.stem) for path in more),
     ).write(folder)
 
 

@@ -1,6 +1,7 @@
 #!/bin/sh
 # The first process of a test guest. `kbridge.tick=SECONDS` on the kernel's command line makes it print
-# "tick 1", "tick 2", … on the console at that pace, so that a watcher sees whether the guest runs.
+# "tick 1", "tick 2", … on the console at that pace, so that a watcher sees whether the guest runs;
+# `kbridge.modules=all` makes it load every module that it has.
 /bin/busybox --install -s /bin
 export PATH=/bin HOME=/root TERM=vt100
 
@@ -12,9 +13,13 @@ mount -t devpts devpts /dev/pts 2>/dev/null
 mount -t tmpfs tmpfs /tmp
 mount -t debugfs debugfs /sys/kernel/debug
 
-while read -r module; do
-    insmod "/lib/modules/$module" || echo "kbridge-guest: cannot load $module"
-done < /lib/modules/load-order
+load() {
+    while read -r module; do
+        insmod "/lib/modules/$module" || echo "kbridge-guest: cannot load $module"
+    done < "/lib/modules/$1"
+}
+load load-order
+case " $(cat /proc/cmdline) " in *" kbridge.modules=all "*) load load-more ;; esac
 
 echo 1 > /proc/sys/kernel/sysrq
 hostname "$(cat /etc/hostname)"

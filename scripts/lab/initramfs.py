@@ -18,15 +18,17 @@ _INIT = Path(__file__).with_name("init.sh")
 _DIRECTORIES = ("bin", "dev", "etc", "lib", "lib/modules", "proc", "root", "run", "sys", "tmp")
 
 
-def archive(hostname: str, modules: Sequence[Path]) -> bytes:
-    """The root file system as a cpio archive; `modules` are .ko files in loading order. Same inputs, same bytes."""
+def archive(hostname: str, modules: Sequence[Path], more: Sequence[Path] = ()) -> bytes:
+    """The root file system as a cpio archive; `modules` are .ko files in loading order. Same inputs, same bytes.
+
+    `more` are loaded behind them where `kbridge.modules=all` is on the kernel's command line.
+    """
     if not BUSYBOX.exists():
         raise LabError(f"{BUSYBOX} is missing; run scripts/setup, or: sudo apt-get install busybox-static")
     busybox = BUSYBOX.read_bytes()
     # A dynamic program names its loader near its start (PT_INTERP); a static one may have it in its texts.
     if b"/ld-linux" in busybox[:4096]:
         raise LabError(f"{BUSYBOX} is dynamically linked; run: sudo apt-get install busybox-static")
-    order = "".join(f"{path.name}\n" for path in modules)
     entries = [
         *(cpio.directory(name) for name in _DIRECTORIES),
         cpio.character_device("dev/console", 5, 1),
@@ -35,10 +37,15 @@ def archive(hostname: str, modules: Sequence[Path]) -> bytes:
         cpio.file("init", _INIT.read_bytes(), 0o755),
         cpio.file("etc/hostname", f"{hostname}\n".encode()),
         cpio.file("etc/passwd", b"root::0:0:root:/root:/bin/sh\n"),
-        *(cpio.file(f"lib/modules/{path.name}", path.read_bytes()) for path in modules),
-        cpio.file("lib/modules/load-order", order.encode()),
+        *(cpio.file(f"lib/modules/{path.name}", path.read_bytes()) for path in (*modules, *more)),
+        cpio.file("lib/modules/load-order", _lines(modules)),
+        cpio.file("lib/modules/load-more", _lines(more)),
     ]
     return cpio.archive(entries)
+
+
+def _lines(modules: Sequence[Path]) -> bytes:
+    return "".join(f"{path.name}\n" for path in modules).encode()
 
 
 def name_of(image: bytes) -> str:
