@@ -18,13 +18,13 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Final
 from xml.sax.saxutils import quoteattr
 
-from twisted.internet.defer import CancelledError, Deferred, DeferredLock
+from twisted.internet.defer import Deferred, DeferredLock
 from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 
 from gdbstubs.modes import Mode
-from kbridge.debuginfo.debuginfod import ABSENT_SECONDS
+from kbridge.debuginfo.fetching import Fetcher
 from kbridge.debuginfo.finders import link_debug_file
 from kbridge.debuginfo.kernel import GuestKernel, Kernel, Memory, Unwind
 from kbridge.debuginfo.mapping import mapped
@@ -37,8 +37,6 @@ from symbols.memory_skeleton import bare_module, kallsyms_skeleton
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from twisted.python.failure import Failure
 
     from kbridge.debuginfo.claims import Claims
     from kbridge.debuginfo.debuginfod import Debuginfod
@@ -60,6 +58,7 @@ _NO_FILE: Final = "none of this build-id: names and unwinding are the kernel's o
 _ENTRIES: Final = ".orc_unwind"
 _PLACES: Final = ".orc_unwind_ip"
 _FOLDER: Final = PurePosixPath("/kbridge")
+_MODULES: Final = _FOLDER / "modules"
 _FIRMWARE: Final = str(_FOLDER / "firmware")
 _NO_SYMBOLS: Final = b"S0030000FC\r\nS9030000FC\r\n"
 """S-records of nothing: an ELF file would name an architecture, which gdb then prefers to the description's i8086."""
@@ -114,8 +113,9 @@ class DebuggerObjects:
         self._servers = servers
         self._sink = sink
         self._seen: Sighting | None = None
-        self._asked: tuple[BuildId, float] | None = None
-        """What the servers were asked for last, and when."""
+        self._fetcher = None if servers is None else Fetcher(reactor, guest, servers, self._came)
+        self._wanted: BuildId | None = None
+        """The kernel that was asked for last."""
         self._told: OrderedDict[str, _Told] = OrderedDict()
         self._makers: OrderedDict[str, Callable[[], bytes]] = OrderedDict()
         self._made: OrderedDict[str, bytes] = OrderedDict()
@@ -222,8 +222,9 @@ class DebuggerObjects:
         kernel = await self._kernel.look()
         self.problem = ""
         self._announce(kernel)
-        if kernel.path is None and self._servers is not None:
-            self._fetch(self._servers, kernel)
+        if kernel.path is None and self._fetcher is not None:
+            self._wanted = kernel.where.build_id
+            self._fetcher.want((self._wanted,))
         return kernel
 
     def _announce(self, kernel: Kernel) -> None:
@@ -241,28 +242,17 @@ class DebuggerObjects:
             }
             self._sink("kernel.found", {name: value for name, value in what.items() if value is not None})
 
-    def _fetch(self, servers: Debuginfod, kernel: Kernel) -> None:
-        """Ask for the kernel's file; nobody waits for it, who comes when it is there is served with it."""
-        now, build_id = self._reactor.seconds(), kernel.where.build_id
-        if self._asked is not None and self._asked[0] == build_id and now - self._asked[1] < ABSENT_SECONDS:
+    def _came(self, build_id: BuildId, path: Path) -> None:
+        """Serve a file that was fetched: what was made without it has the same name."""
+        if build_id == self._wanted:
+            self._finder.offer(path)
+            self._kernel.forget()
+            self._made.clear()
             return
-        self._asked = build_id, now
-
-        def came(path: Path | None) -> None:
-            if path is not None:
-                self._finder.offer(path)
-                self._kernel.forget()
-                # What was made without it has the same name.
-                self._made.clear()
-                self._log.info("{guest}: its kernel's file came: {path}", guest=self._guest, path=str(path))
-
-        def failed(failure: Failure) -> None:
-            failure.trap(KbridgeError, OSError, CancelledError)
-            self._log.info("{guest}: no debug file: {why}", guest=self._guest, why=str(failure.value))
-
-        servers.find(build_id).addCallbacks(came, failed).addErrback(
-            lambda failure: self._log.failure("{guest}: a bug", failure, guest=self._guest)
-        )
+        for name in [one for one in self._made if one.startswith(str(_MODULES))]:
+            del self._made[name]
+        for told in self._told.values():
+            told.modules = None
 
     def _name_main(self, kernel: Kernel) -> str:
         build_id = kernel.where.build_id
@@ -298,6 +288,12 @@ class DebuggerObjects:
         paths = await self._in_thread(
             lambda: [self._finder.module(one.name, one.build_id) for one in found.modules]
         )
+        if self._fetcher is not None:
+            self._fetcher.want(
+                one.build_id
+                for one, path in zip(found.modules, paths, strict=True)
+                if path is None and one.build_id is not None
+            )
         unwinds = await self._kernel.module_unwinds(found.modules)
         alone = tuple(one for one, path in zip(found.modules, paths, strict=True) if path is None)
         symbols = dict(zip(alone, await self._kernel.module_symbols(alone), strict=True))
@@ -419,7 +415,7 @@ class _ModuleFile:
 
     @property
     def name(self) -> str:
-        return str(_FOLDER / "modules" / f"{self.module.base:x}" / f"{self.module.name}.ko")
+        return str(_MODULES / f"{self.module.base:x}" / f"{self.module.name}.ko")
 
     def make(self) -> bytes:
         """Make the file; in a thread, because it is read and written there."""
