@@ -101,6 +101,40 @@ class ObjectsTest(TestCase):
             served._kernel.forget()
             assert f"found by   {way};" in await served.describe()
 
+    async def test_a_kernel_without_symbols_of_its_own_gets_them_from_the_system_map_that_fits(self) -> None:
+        linked = read_kernel(self.dir / "vmlinux").linked
+        for path in self.dir.glob("vmlinux*"):
+            path.unlink()
+        assert linked.divide_error is not None
+        banner = linked.notes + 0x1000
+        notes = [("__start_notes", linked.notes), ("__stop_notes", linked.notes + linked.notes_size)]
+        text = "".join(
+            f"{address:016x} T {name}\n"
+            for name, address in [
+                ("asm_exc_divide_error", linked.divide_error),
+                *notes,
+                ("linux_banner", banner),
+            ]
+        )
+        self.memory.image.pieces[banner + 0x200000] = b"Linux version 6.1.0-test (someone)"
+        # Of another release, another layout, and none at all.
+        (self.dir / "System.map-6.1.0-tes").write_text(text)
+        (self.dir / "System.map-6.1.0-other").write_text(text)
+        (self.dir / "System.map-6.1.0").write_text(
+            text.replace(f"{linked.divide_error:016x}", f"{1 << 40:016x}")
+        )
+        (self.dir / "System.map").write_text("nothing\n")
+        assert "no System.map fits it" in await self.objects.describe()
+        (self.dir / "System.map-6.1.0-test").write_text(text)
+        said = await self.objects.describe()
+        assert f"build-id {ONE.hex()}" in said
+        assert f"found by   interrupt table and {self.dir}/System.map-6.1.0-test" in said
+        name = await self.ask("exec-file")
+        assert name is not None
+        image = await self.ask("file", name.decode())
+        assert image is not None
+        assert elf.symbol_values(image, ["linux_banner"]) == {"linux_banner": banner + 0x200000}
+
     async def test_names_that_were_not_offered_lead_nowhere(self) -> None:
         await self.ask("exec-file")
         for name in ("", "/etc/passwd", "/kbridge/vmlinux", "/kbridge/../etc/passwd", "just probing"):

@@ -38,7 +38,10 @@ KERNELS: Final = (
     "usr/lib/debug/boot/vmlinux-*",
 )
 """What a kernel's file with symbols is called in a folder for debug files, as distributions do."""
+SYSTEM_MAPS: Final = ("System.map", "System.map-*", "boot/System.map-*", "usr/lib/debug/boot/System.map-*")
+"""What the list of a kernel's symbols is called, its release behind the dash."""
 MOST_KERNELS: Final = 64
+MOST_SYSTEM_MAPS: Final = 16
 MOST_MODULE_FILES: Final = 16384
 _NOTES: Final = ".notes"
 _DWARF: Final = (".debug_info", ".zdebug_info")
@@ -144,6 +147,11 @@ class Finder:
                 self.problems.pop(str(path), None)
                 found.setdefault(kernel.linked.build_id, kernel)
         return list(found.values())
+
+    def system_maps(self) -> list[Path]:
+        """Return the lists of symbols in the folders."""
+        found = (path for folder in self._folders for one in SYSTEM_MAPS for path in sorted(folder.glob(one)))
+        return list(islice(found, MOST_SYSTEM_MAPS))
 
     def offer(self, path: Path) -> None:
         """Look at this file too, in place of the one that was offered before: it was found by a build-id."""

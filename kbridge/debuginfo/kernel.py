@@ -16,7 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from kbridge.debuginfo.finders import read_layouts
-from symbols import elf, kallsyms, kaslr, module_symbols, modules, orc
+from symbols import elf, kallsyms, kaslr, module_symbols, modules, orc, system_map
 from symbols.errors import SlideUnknown, SymbolError
 from symbols.kallsyms import FARTHEST, STEP, Kallsyms
 from symbols.kaslr import Linked
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from symbols.orc import OrcLayout
     from symbols.reads import Search
 
+BANNER_SYMBOL: Final = "linux_banner"
+_BANNER: Final = b"Linux version "
 MOST_TYPES_BYTES: Final = 64 << 20
 _PIECE: Final = 1 << 16
 _Result = TypeVar("_Result")
@@ -165,7 +167,13 @@ class GuestKernel:
 
     async def _by_memory(self) -> Kernel:
         handler = await self._memory.run(kaslr.divide_error_handler())
-        symbols = await self._own_symbols(handler)
+        way = "interrupt table and its own symbols"
+        try:
+            symbols = await self._own_symbols(handler)
+        except kallsyms.KallsymsError:
+            # Built without them, or damaged.
+            path, symbols = await self._by_system_map(handler)
+            way = f"interrupt table and {path}"
         names = symbols.find(
             "__start_notes", "__stop_notes", "__start_BTF", "__stop_BTF", modules.LIST_SYMBOL,
             orc.START, orc.STOP, orc.START_PLACES, orc.STOP_PLACES,
@@ -185,7 +193,7 @@ class GuestKernel:
         return Kernel(
             Linked(build_id, names["__start_notes"], len(notes), None),
             None,
-            "interrupt table and its own symbols",
+            way,
             None,
             OwnTables(symbols, notes, unwind),
             names.get(modules.LIST_SYMBOL),
@@ -211,6 +219,27 @@ class GuestKernel:
                 else:
                     return found
         raise kallsyms.KallsymsError(f"the kernel has no table of symbols within {FARTHEST >> 20} MB")
+
+    async def _by_system_map(self, handler: int) -> tuple[Path, Kallsyms]:
+        """Return the symbols of the System.map that fits, moved to where the kernel is, and its path.
+
+        It has no build-id to compare: the kernel's banner is read back where it says, and tells the release.
+        """
+        for path in await self._in_thread(self._finder.system_maps):
+            try:
+                listed: Kallsyms = await self._in_thread(partial(_read_system_map, path))
+                known = listed.find(kaslr.DIVIDE_ERROR_SYMBOL, BANNER_SYMBOL)
+                slide = kaslr.slide(handler, known.get(kaslr.DIVIDE_ERROR_SYMBOL, 0))
+            except (SymbolError, OSError):
+                continue
+            release = path.name.removeprefix("System.map").removeprefix("-").encode()
+            begins = _BANNER + release + (b" " if release else b"")
+            (banner,) = await self._memory.run(
+                _read((Read(known.get(BANNER_SYMBOL, 0) + slide, len(begins)),))
+            )
+            if banner == begins:
+                return path, listed.moved(slide)
+        raise SlideUnknown("the kernel has no table of symbols in memory, and no System.map fits it")
 
     async def _range(self, names: dict[str, int], start: str, stop: str) -> bytes:
         """Return the memory between two symbols; nothing where either is not there."""
@@ -250,6 +279,12 @@ class GuestKernel:
     async def module_symbols(self, wanted: tuple[Module, ...]) -> list[tuple[ModuleSymbol, ...]]:
         """Return the modules' own tables of symbols."""
         return await self._memory.run(module_symbols.read([one.symbols for one in wanted]))
+
+
+def _read_system_map(path: Path) -> Kallsyms:
+    if path.stat().st_size > system_map.MOST_BYTES:
+        raise SymbolError(f"{path} is larger than any kernel's")
+    return system_map.parse(path.read_bytes())
 
 
 def _read(reads: tuple[Read, ...]) -> Search[tuple[bytes, ...]]:
