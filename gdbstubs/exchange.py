@@ -16,6 +16,7 @@ from functools import partial
 from typing import Final
 
 from gdbstubs import commands
+from gdbstubs.any_processor import AnyProcessor
 from gdbstubs.client import State, StubClient
 from gdbstubs.dialects import Dialect
 from gdbstubs.effects import BreakIn, CloseSession, Effect, Report, SessionId, ToSession, ToStub
@@ -87,6 +88,7 @@ class Exchange:
         self._guest = guest
         self.client = StubClient(dialect, self.announce, lambda: self.effects.append(BreakIn()))
         self.sharing = Sharing(guest, self.client, self.effects.append, resume_on_leave=resume_on_leave)
+        self._any = AnyProcessor(self.sharing.pages.read, self.client.list_threads)
         self._monitor = monitor
         self._library = library
         self._sessions: dict[SessionId, _Session] = {}
@@ -200,9 +202,15 @@ class Exchange:
         """Read virtual memory at the present stop, as the processor that stopped sees it; ``flush`` sends it.
 
         For whoever owns this exchange; answers with an error while the guest runs, or where no debugger is attached.
+        What that processor does not see of the kernel, another may: under page-table isolation one in user mode sees
+        next to nothing.
         """
         self.client.now = now
-        self.sharing.pages.read(self._stopped_thread, address, length, done)
+        if self.client.dialect.pipeline == 1:
+            # kgdb's threads are tasks, and each read is a round trip on a slow line.
+            self.sharing.pages.read(self._stopped_thread, address, length, done)
+        else:
+            self._any.read(self.sharing.stops.present, self._stopped_thread, address, length, done)
 
     def program_counter(self, done: Reply[int], now: float) -> None:
         """Read the address of the next instruction of what stopped; for the owner, like ``read_memory``."""

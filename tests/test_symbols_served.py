@@ -175,6 +175,26 @@ def test_three_boots_with_three_slides_under_one_gdb(files: Shared, make: Make) 
     files.goes_on()
 
 
+def test_a_processor_in_user_mode_under_page_table_isolation(cloud_guest: StartGuest, make: Make) -> None:
+    with Shared(cloud_guest, "--append", "kbridge.tick=0.2 pti=on") as bridge:
+        linked = Linked(bridge.guest)
+        with Console(bridge) as console:
+            assert "Kernel/User page tables isolation" in console.run("dmesg")
+            console.type("exec busybox sha256sum /dev/zero")
+        # Stops are the first processor's: until it is the one that computes, in user space.
+        for _ in range(50):
+            with Gdb(make, bridge.env) as gdb:
+                gdb.attach(bridge.socket)
+                is_user = gdb.value("$cs") & 3 == 3
+                if is_user:
+                    assert slide_of(gdb, linked) >= 0
+                    assert "virtio" in gdb.run("info sharedlibrary")
+                gdb.detach()
+            if is_user:
+                break
+        assert is_user
+
+
 @pytest.mark.slow
 def test_a_guest_that_reboots_under_a_waiting_gdb_hits_its_breakpoints(files: Shared, make: Make) -> None:
     linked = Linked(files.guest)
