@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 MOST_RANGES: Final = 1 << 20
 _MOST_STRING: Final = 4096
+_MOST_TEXTS: Final = 65_536
 _MOST_SECTION: Final = 1 << 30
 _MOST_ATTRIBUTES: Final = 256
 _FIRST_ENTRY: Final = 4096
@@ -53,6 +54,7 @@ class Units:
         self._image = image
         self._found = {one.name: one for one in sections(image) if one.kind != SHT_NOBITS}
         self._unpacked: dict[str, bytes] = {}
+        self._texts: dict[tuple[str, int], str] = {}
 
     # -- sections -------------------------------------------------------------------------------------------
 
@@ -70,10 +72,16 @@ class Units:
         return bytes(self._image[begin : min(begin + size, section.offset + section.size)])
 
     def _text(self, name: str, place: int) -> str:
-        piece = self._piece(name, place, 256)
-        if b"\0" not in piece:
-            piece = self._piece(name, place, _MOST_STRING)
-        return piece.partition(b"\0")[0].decode("utf-8", "replace")
+        known = self._texts.get((name, place))
+        if known is None:
+            piece = self._piece(name, place, 256)
+            if b"\0" not in piece:
+                piece = self._piece(name, place, _MOST_STRING)
+            known = piece.partition(b"\0")[0].decode("utf-8", "replace")
+            # Units name the same files again and again.
+            if len(self._texts) < _MOST_TEXTS:
+                self._texts[name, place] = known
+        return known
 
     # -- which unit -----------------------------------------------------------------------------------------
 
