@@ -76,6 +76,10 @@ class _SymCache:
         magic, version, files, functions, locations, ranges, strings = _SYMCACHE_HEADER.unpack_from(data)
         if (magic, version) != (_SYMCACHE, _SYMCACHE_VERSION):
             raise SymbolError("the lines that were made of its DWARF are of a version that is not known")
+        if _SYMCACHE_HEADER.size + files * 24 + functions * 16 + locations * 16 + ranges * 4 + strings > len(
+            data
+        ):
+            raise SymbolError("the lines that were made of its DWARF are cut off")
         at = _SYMCACHE_HEADER.size
         self.files = array("I", data[at : at + files * 24])
         at = aligned(at + files * 24)

@@ -184,6 +184,28 @@ def test_contents_of_any_kind_are_refused_or_answer(
         return
 
 
+@given(
+    st.lists(st.tuples(st.integers(0, len(SYMCACHE) - 1), st.integers(0, 255)), max_size=6),
+    st.integers(0, len(SYMCACHE)),
+)
+@settings(max_examples=300)
+def test_a_damaged_result_of_the_library_is_refused_or_made_into_lines(
+    changes: list[tuple[int, int]], size: int
+) -> None:
+    data = bytearray(SYMCACHE)
+    for at, byte in changes:
+        data[at] = byte
+    for damaged in (bytes(data), bytes(data[:size])):
+        try:
+            lines = b"".join(line_making.make(damaged, BASE, None))
+        except SymbolError:
+            continue
+        try:
+            answers(Index(memoryview(b"".join(index.parts(BUILD_ID, BASE, TABLE, lines)))))
+        except IndexDamaged:
+            continue
+
+
 @given(st.data())
 def test_many_at_once_are_answered_as_one_by_one(data: st.DataObject) -> None:
     starts = sorted(data.draw(st.sets(st.integers(0, 1 << 20), min_size=1, max_size=40)))
