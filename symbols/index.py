@@ -108,9 +108,9 @@ class _Opened:
         if self.lines is None or not 0 <= offset < _RELATIVE:
             return ()
         found = self.lines.frames(offset)
-        return self._named(found, address) if found and found[-1][0] is None else found
+        return self.named(found, address) if found and found[-1][0] is None else found
 
-    def _named(self, found: tuple[Frame, ...], address: int) -> tuple[Frame, ...]:
+    def named(self, found: tuple[Frame, ...], address: int) -> tuple[Frame, ...]:
         """Return frames with the symbol for a function that DWARF does not know, such as one in assembler code."""
         symbol = self.table.at(address)
         if symbol is None:
@@ -200,20 +200,23 @@ class Index:
     def locations(self, addresses: Sequence[int]) -> array[int]:
         """Return for each address the number of its source location, -1 for none: equal ones have equal frames.
 
-        A million addresses a second, in any order; quicker than ``frames`` from some dozens on.
+        A million addresses a second, in any order.
         """
         return self._ask(lambda opened: _locations(opened, addresses))
 
-    def frames_of(self, numbers: Sequence[int]) -> list[tuple[Frame, ...]]:
-        """Return the calls of many source locations, by the numbers of ``locations``.
+    def frames_of(self, addresses: Sequence[int]) -> list[tuple[Frame, ...]]:
+        """Return the calls at many addresses, in their order, as ``frames`` does for each: 400,000 a second."""
+        return self._ask(lambda opened: _frames_of(opened, addresses))
 
-        As ``frames`` of each, but for functions that DWARF does not know, which have no name here.
-        """
 
-        def ask(opened: _Opened) -> list[tuple[Frame, ...]]:
-            return [() for _ in numbers] if opened.lines is None else opened.lines.frames_of(numbers)
-
-        return self._ask(ask)
+def _frames_of(opened: _Opened, addresses: Sequence[int]) -> list[tuple[Frame, ...]]:
+    if opened.lines is None:
+        return [()] * len(addresses)
+    found = opened.lines.frames_of(_locations(opened, addresses))
+    for at, calls in enumerate(found):
+        if calls and calls[-1][0] is None:
+            found[at] = opened.named(calls, addresses[at])
+    return found
 
 
 def _locations(opened: _Opened, addresses: Sequence[int]) -> array[int]:

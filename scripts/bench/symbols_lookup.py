@@ -122,12 +122,12 @@ def many(vmlinux: Path, opened: Path, count: int, rounds: int) -> bool:
         # Opened anew: nothing is remembered of the rounds before.
         index = Index(memoryview(opened.read_bytes()))
         begun = time.perf_counter()
-        numbers = index.locations(addresses)
+        index.locations(addresses)
         numbered = time.perf_counter()
-        frames = index.frames_of(numbers)
+        frames = index.frames_of(addresses)
         done = time.perf_counter()
         rates[names[0]].append(count / (numbered - begun))
-        rates[names[1]].append(count / (done - begun))
+        rates[names[1]].append(count / (done - numbered))
         assert sum(map(len, frames)) > count / 2
         del frames
         index = Index(memoryview(opened.read_bytes()))
