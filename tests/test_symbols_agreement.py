@@ -33,6 +33,9 @@ KINDS: dict[str, Callable[[Calls, Calls], bool]] = {
     "an innermost call fewer": lambda ours, theirs: (
         0 < len(ours) < len(theirs) and theirs[-len(ours) :] == ours
     ),
+    "the line before, in padding": lambda ours, theirs: (
+        len(ours) == len(theirs) == 1 and ours[0][0] == theirs[0][0]
+    ),
     "a file without a line": lambda ours, theirs: not ours and len(theirs) == 1 and theirs[0][1] is None,
 }
 
