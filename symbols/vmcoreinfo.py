@@ -117,6 +117,11 @@ def by_symbol(data_at: int, size_at: int) -> Search[Vmcoreinfo]:
 
     Raises ``VmcoreinfoError``.
     """
+    return parse((yield from text_by_symbol(data_at, size_at)))
+
+
+def text_by_symbol(data_at: int, size_at: int) -> Search[bytes]:
+    """Read its text, unparsed, as ``by_symbol`` does.  Raises ``VmcoreinfoError``."""
     pointer, length = yield (Read(data_at, _WORD.size), Read(size_at, _WORD.size))
     if len(pointer) < _WORD.size or len(length) < _WORD.size:
         raise VmcoreinfoError("the kernel's pointer to it is not mapped")
@@ -124,7 +129,7 @@ def by_symbol(data_at: int, size_at: int) -> Search[Vmcoreinfo]:
     if not 0 < size <= MOST_BYTES:
         raise VmcoreinfoError(f"the kernel says that it has {size} bytes")
     (text,) = yield (Read(_WORD.unpack(pointer)[0], size),)
-    return parse(text)
+    return text
 
 
 def find(data: bytes) -> tuple[Vmcoreinfo, ...]:
