@@ -31,6 +31,7 @@ SECTIONS: Final[Mapping[str, Mapping[str, str]]] = {
         "console": "Look at, and type on, a guest's console.",
         "log": "Print what a guest's console said and what was done.",
         "gdb": "Debug a guest's kernel with gdb.",
+        "drgn": "Open drgn on a guest's memory, read-only.",
         "trace": "Show what debuggers and stub say to each other.",
         "power": "Switch, reset, pause or resume a guest.",
         "break": "Send BREAK and a SysRq key to a guest's kernel.",
