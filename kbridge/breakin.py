@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
     from kbridge.hypervisors.interface import Machine
     from kbridge.transports.endpoints import Endpoint
-    from kbridge.transports.lines import ConsoleLine
 
 WAIT_SECONDS: Final = 2.0
 """How long a stop may take after a way was tried; a guest under software emulation takes 0.3 s."""
@@ -33,6 +32,20 @@ MAX_HEARD_BYTES: Final = 16384
 
 Arrived = Callable[[float], Awaitable[bool]]
 """Waits until the kernel stands in kgdb: True as soon as it does, False after so many seconds."""
+
+
+class SysrqLine(Protocol):
+    """What a BREAK and a key are sent on: a ``ConsoleLine``, or the line that kgdb shares with one."""
+
+    @property
+    def can_break(self) -> bool:
+        """Whether ``send_break`` works on this kind of line."""
+
+    async def send_break(self) -> None:
+        """Hold the line in BREAK for a moment; raises ``LineError`` when that cannot be done."""
+
+    def write(self, data: bytes) -> None:
+        """Send a key; raises ``LineError``."""
 
 
 class Recording(Protocol):
@@ -59,7 +72,7 @@ class BreakIn:
         ways: Sequence[BreakInWay],
         *,
         console: Endpoint | None,
-        line: Callable[[], ConsoleLine | None],
+        line: Callable[[], SysrqLine | None],
         machine: Machine | None,
         said: Recording,
         wait_seconds: float = WAIT_SECONDS,

@@ -73,6 +73,8 @@ class StubKind(Enum):
     AUTO = "auto"
     """Started at run time, through the machine monitor."""
     NONE = "none"
+    KGDB = "kgdb"
+    """Linux's own, on the console's line, which it shares."""
 
 
 class StubDialect(Enum):
@@ -82,7 +84,7 @@ class StubDialect(Enum):
     """``qemu`` where kbridge starts the stub or the guest has a machine monitor, else ``plain``."""
     QEMU = "qemu"
     KGDB = "kgdb"
-    """Linux's own, on a serial port that carries nothing else."""
+    """Linux's own, on a serial port."""
     PLAIN = "plain"
     """A stub of which nothing is taken for granted."""
 
@@ -135,17 +137,12 @@ def _monitor(value: object) -> Unix | Tcp:
 
 def _stub(value: object) -> StubKind | Tcp | Unix:
     words = [kind.value for kind in StubKind]
-    if value == "kgdb":
-        raise ValueError(
-            "kgdb on the console's own line is not supported yet: give it a serial port of its own (kgdboc=ttyS1), "
-            'name that port\'s socket here and set stub_kind = "kgdb"'
-        )
     if value in words:
         return StubKind(value)
     if not isinstance(value, str) or ":" not in value:
         near = difflib.get_close_matches(str(value), words, 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"a stub is 'auto', 'none' or an endpoint such as 'unix:/path'{hint}")
+        raise ValueError(f"a stub is 'auto', 'none', 'kgdb' or an endpoint such as 'unix:/path'{hint}")
     endpoint = parse_endpoint(value)
     if isinstance(endpoint, Unix | Tcp):
         return endpoint
@@ -263,8 +260,8 @@ class GuestConfig(BaseModel):
         examples=["unix:/run/vm/web1/serial.sock"],
     )
     stub: Annotated[StubKind | Tcp | Unix, PlainValidator(_stub)] = Field(
-        description='The GDB stub: "auto" (started when needed, through qmp), "none", or '
-        "unix:/path or tcp:host:port of one that no debugger is connected to.",
+        description='The GDB stub: "auto" (started when needed, through qmp), "none", "kgdb" (Linux\'s own, on the '
+        "console's line, which it shares), or unix:/path or tcp:host:port of one that no debugger is connected to.",
         examples=["auto"],
     )
     stub_kind: Annotated[StubDialect, PlainValidator(_dialect)] = Field(
@@ -335,6 +332,8 @@ class GuestConfig(BaseModel):
 
         A machine monitor is QEMU's, and so is then the stub beside it, unless the file says otherwise.
         """
+        if self.stub is StubKind.KGDB:
+            return StubDialect.KGDB
         if self.stub_kind is not StubDialect.AUTO:
             return self.stub_kind
         return StubDialect.PLAIN if self.qmp is None else StubDialect.QEMU
@@ -509,6 +508,16 @@ def _needs(table: Mapping[str, Any], path: str) -> list[ConfigMistake]:
             ConfigMistake(f"{path}.stub", '"auto" starts the stub through the monitor: name one in qmp')
         )
     kind = table.get("stub_kind", "auto")
+    if table["stub"] == "kgdb":
+        if "console" not in table:
+            mistakes.append(
+                ConfigMistake(f"{path}.stub", '"kgdb" is on the console\'s line: name one in console')
+            )
+        if kind not in ("auto", "kgdb"):
+            mistakes.append(
+                ConfigMistake(f"{path}.stub_kind", f'"{kind}" is not what "kgdb" on the console\'s line is')
+            )
+        kind = "kgdb"
     if kind in ("kgdb", "plain") and table["stub"] == "auto":
         mistakes.append(
             ConfigMistake(

@@ -27,12 +27,13 @@ from kbridge.debuginfo.objects import DebuggerObjects
 from kbridge.errors import GuestError, KbridgeError, LineError
 from kbridge.hypervisors.interface import Machine, MachineEvent
 from kbridge.hypervisors.qemu import QemuMachine
-from kbridge.relay import Relay, stub_path
+from kbridge.relay import Reach, Relay, stub_path
 from kbridge.trace.record import PacketRecord
 from kbridge.transports.endpoints import Endpoint, Unix
 from kbridge.transports.lines import ConsoleLine
 from kbridge.transports.opening import open_line
 from kbridge.transports.poller import LinePoller
+from kbridge.transports.shared_line import SharedLine
 from kbridge.transports.streams import SocketAccess
 
 _DIALECTS: Final = {StubDialect.QEMU: QEMU, StubDialect.KGDB: KGDB, StubDialect.PLAIN: PLAIN}
@@ -75,6 +76,8 @@ class Guest:
         self.machine: Machine | None = None
         self.line: ConsoleLine | None = None
         self.relay: Relay | None = None
+        self._shared: SharedLine | None = None
+        """The console's line, where kgdb shares it."""
         self._unsubscribe: Callable[[], None] | None = None
         if config.qmp is not None:
             self.machine = QemuMachine(reactor, config.qmp)
@@ -82,8 +85,11 @@ class Guest:
         self.relay = self._make_relay(state)
 
     def _make_relay(self, state: Path) -> Relay | None:
-        stub: Endpoint
+        stub: Endpoint | Reach
         match self.config.stub:
+            case StubKind.KGDB:
+                self._shared = SharedLine(self._reactor, self.recorder)
+                stub = self._shared.connect
             case StubKind.AUTO if self.machine is not None:
                 stub = Unix(str(stub_path(self.runtime)))
             case StubKind.AUTO | StubKind.NONE:
@@ -120,7 +126,7 @@ class Guest:
             self.name,
             self.config.break_in,
             console=self.config.console,
-            line=lambda: self.line,
+            line=lambda: self.line if self._shared is None else self._shared.for_sysrq,
             machine=self.machine,
             said=self.recorder.ring,
         )
@@ -130,7 +136,11 @@ class Guest:
     def start(self) -> None:
         """Open line, monitor and sockets.  Raises ``KbridgeError`` when a socket cannot be made."""
         if self.config.console is not None:
-            self.line = open_line(self._reactor, self._poller, self.config.console, self.recorder)
+            sink = self.recorder if self._shared is None else self._shared
+            line = open_line(self._reactor, self._poller, self.config.console, sink)
+            if self._shared is not None:
+                self._shared.opened(line)
+            self.line = line if self._shared is None else self._shared
         if self.relay is not None:
             self.relay.start(self.runtime / "gdb", self.runtime / "gdb-observe", self.access)
         if self.machine is not None:
@@ -241,6 +251,8 @@ class Guest:
         log("{guest}: {kind} {fields}", guest=self.name, kind=kind, fields=dict(fields))
 
     def _machine_event(self, event: MachineEvent) -> None:
+        if event.name == "machine.reset" and self._shared is not None:
+            self._shared.machine_reset()
         if (
             event.name in _STEPS_OF_DEBUGGERS
             and not (event.data.get("ours") or event.data.get("cause"))

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, assert_never
@@ -80,6 +80,10 @@ Tap = Callable[[str, bool, bytes], None]
 """Sees the bytes that pass: a session's name or ``stub``, whether they go to that peer, the bytes."""
 
 
+Reach = Callable[[bool], Awaitable[socket.socket]]
+"""Gives a connection to a stub that is behind no endpoint; told whether a predecessor may have left something in it."""
+
+
 class Relay:
     """One guest's debug stub and those who use it; the module's text says how.
 
@@ -93,7 +97,7 @@ class Relay:
         self,
         reactor: Any,
         guest: str,
-        stub: Endpoint,
+        stub: Endpoint | Reach,
         machine: Machine | None,
         sink: Sink,
         monitor: Callable[[str, str, Callable[[str], None]], None],
@@ -500,6 +504,8 @@ class Relay:
             unsubscribe()
 
     async def _reach_stub(self) -> socket.socket:
+        if not isinstance(self._endpoint, Endpoint):
+            return await self._endpoint(self._recovering)
         if not self._start_stub or self._machine is None:
             return await connect(self._reactor, self._endpoint)
         assert isinstance(self._endpoint, Unix)

@@ -80,6 +80,7 @@ class ConsoleSession:
             self._guest.recorder.watch(wake),
             self._guest.pen.subscribe(self._pen_changed),
             line.subscribe(self._line_changed),
+            line.on_words(self._say),
         ]
 
     def next(self) -> str | bytes | None:

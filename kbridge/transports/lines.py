@@ -102,6 +102,9 @@ class ConsoleLine(Protocol):
     def subscribe(self, listener: Listener) -> Callable[[], None]:
         """Call ``listener`` at each change of state, until the function returned is called."""
 
+    def on_words(self, listener: Callable[[str], None]) -> Callable[[], None]:
+        """Call ``listener`` with words for who types, until the function returned is called."""
+
 
 class Line:
     """A ``ConsoleLine`` over any transport."""
@@ -228,6 +231,10 @@ class Line:
             self._listeners = tuple(other for other in self._listeners if other is not listener)
 
         return stop
+
+    def on_words(self, listener: Callable[[str], None]) -> Callable[[], None]:
+        """Call ``listener`` with words for who types: a line that carries the console only has none."""
+        return lambda: None
 
     # Opening and losing.
 

@@ -1,0 +1,281 @@
+"""One serial line that carries the console and kgdb: the recorder before it, the debug client beside it.
+
+in          bytes of the line (a ``Sink``); what users type (a ``ConsoleLine``); packets of the debug client, over a
+            socket of its own
+out         console text to the recorder; packets to the client; packets and typing to the line; words for who types
+states      of the line: as the line's own.  Of the client: none, connected
+invariant   nothing is written to the line for the client while the guest runs: the console's program would read it.
+            What the client sends then waits here, as it waits in the UART of a port of kgdb's own
+
+Which byte is whose, ``gdbstubs/demux.py`` decides; ``docs/serial-line.md`` draws it.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+from gdbstubs.demux import Console, LineDemultiplexer, State, Stub, Told, Typing
+from kbridge.errors import GuestError, LineError
+from kbridge.transports.streams import Stream
+
+if TYPE_CHECKING:
+    from twisted.internet.interfaces import IDelayedCall
+
+    from kbridge.console.recorder import Recorder
+    from kbridge.transports.channels import ReadInto
+    from kbridge.transports.lines import ConsoleLine, LineState, Listener
+
+RECEIVE_BYTES: Final = 1 << 16
+MOST_WAITING: Final = 4096
+"""Bytes of the client that wait for the guest to stand: a question, sent again a few times."""
+BREAK_IN_SECONDS: Final = 3.0
+"""How long typing is kept after a BREAK, for the stop that it leads to."""
+_STANDS: Final = re.compile(rb"KGDB or \$3#33 for KDB")
+"""What kgdb prints when it stops with no debugger connected (kernel/debug/debug_core.c), and then is silent."""
+_MARGIN: Final = 32
+
+Words = Callable[[str], None]
+
+
+class SharedLine:
+    """The line; the module's text says how.  ``line`` is set once it was opened with this as its sink."""
+
+    def __init__(self, reactor: Any, recorder: Recorder) -> None:
+        self._reactor = reactor
+        self._recorder = recorder
+        self._demux = LineDemultiplexer()
+        self._buffer = bytearray(RECEIVE_BYTES)
+        self._line: ConsoleLine | None = None
+        self._client: Stream | None = None
+        self._waiting = b""
+        self._said = b""
+        """The last few bytes of the console."""
+        self._is_sought = False
+        """Whether the client may ask a guest of which nothing shows that it stands."""
+        self._listeners: tuple[Words, ...] = ()
+        self._timer: IDelayedCall | None = None
+        self._unattended = 0
+
+    def opened(self, line: ConsoleLine) -> None:
+        """Take the line, which was opened with this as its sink."""
+        self._line = line
+
+    # -- as the line's sink -----------------------------------------------------------------------------------
+
+    def receive(self, read_into: ReadInto) -> int | None:
+        """Take the line's next bytes."""
+        count = read_into(memoryview(self._buffer))
+        if count:
+            self._demux.received(bytes(self._buffer[:count]), self._reactor.seconds())
+            self._act()
+        return count
+
+    def line_opened(self, detail: str) -> None:
+        """Note that the line is there."""
+        self._demux.runs()
+        self._act()
+        self._recorder.line_opened(detail)
+
+    def line_lost(self, detail: str, reason: str) -> None:
+        """Note that the line is gone, and the stub with it."""
+        self._recorder.line_lost(detail, reason)
+        if self._client is not None:
+            self._client.abort(f"its line is gone ({reason})")
+
+    # -- as the console's line --------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> LineState:
+        """Whether the line is there."""
+        return self._own.state
+
+    @property
+    def reason(self) -> str:
+        """Why it is not, in words."""
+        return self._own.reason
+
+    @property
+    def can_break(self) -> bool:
+        """Whether ``send_break`` works on this kind of line."""
+        return self._own.can_break
+
+    def write(self, data: bytes) -> None:
+        """Send what a user types, or keep it while kgdb holds the guest."""
+        if self._own.reason:
+            self._own.write(data)  # which says what is wrong
+        self._demux.typed(data)
+        self._act()
+
+    async def send_break(self) -> None:
+        """Hold the line in BREAK for a moment."""
+        await self._own.send_break()
+
+    async def close(self) -> None:
+        """Let go of the line and the client."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._client is not None:
+            self._client.abort("the line is closed")
+        if self._line is not None:
+            await self._line.close()
+
+    def subscribe(self, listener: Listener) -> Callable[[], None]:
+        """Call ``listener`` at each change of the line's state."""
+        return self._own.subscribe(listener)
+
+    def on_words(self, listener: Words) -> Callable[[], None]:
+        """Call ``listener`` with words for who types, until the function returned is called."""
+        self._listeners = (*self._listeners, listener)
+
+        def stop() -> None:
+            self._listeners = tuple(one for one in self._listeners if one is not listener)
+
+        return stop
+
+    @property
+    def _own(self) -> ConsoleLine:
+        assert self._line is not None, "the line was not opened yet"
+        return self._line
+
+    # -- breaking in ------------------------------------------------------------------------------------------
+
+    @property
+    def for_sysrq(self) -> SysrqLine:
+        """The line as a break-in uses it: its key is not typing, and is never kept."""
+        return SysrqLine(self)
+
+    def breaks_in(self, key: bytes) -> None:
+        """Send a SysRq key; typing is kept until the guest stands, or for ``BREAK_IN_SECONDS``."""
+        self._demux.breaking_in(self._reactor.seconds() + BREAK_IN_SECONDS)
+        self._own.write(key)
+        self._act()
+
+    # -- the debug client -------------------------------------------------------------------------------------
+
+    async def connect(self, is_sought: bool) -> socket.socket:
+        """Return a socket on which the guest's kgdb answers, one at a time.  Raises ``GuestError``.
+
+        ``is_sought``: a predecessor left the guest standing, perhaps: it is asked though nothing shows that it stands.
+        """
+        if self._own.reason:
+            raise GuestError("kgdb cannot be reached", why=f"its line is not there: {self._own.reason}")
+        if self._client is not None:
+            self._client.abort("another client came")
+        ours, theirs = socket.socketpair()
+        theirs.setblocking(False)
+        self._is_sought = is_sought
+        self._waiting = b""
+        self._client = Stream(self._reactor, ours, self._from_client, self._client_lost)
+        return theirs
+
+    def _from_client(self, data: bytes) -> None:
+        if not (self._stands or self._is_sought):
+            if data not in self._waiting and len(self._waiting) + len(data) <= MOST_WAITING:
+                self._waiting += data
+            return
+        self._send(data)
+
+    def _send(self, data: bytes) -> None:
+        try:
+            self._own.write(data)
+        except LineError as error:
+            if self._client is not None:
+                self._client.abort(str(error))
+            return
+        self._demux.sent_to_stub(data)
+        self._act()
+
+    def _client_lost(self, reason: str) -> None:
+        self._client = None
+        self._waiting = b""
+
+    @property
+    def _stands(self) -> bool:
+        """Whether the guest is in kgdb, as far as the line shows."""
+        return (
+            self._demux.state is not State.RUNS
+            or self._demux.at_prompt
+            or _STANDS.search(self._said) is not None
+        )
+
+    # -- what the demultiplexer decides -----------------------------------------------------------------------
+
+    def machine_reset(self) -> None:
+        """Take note that the guest was reset: it runs."""
+        self._said = b""
+        self._demux.runs()
+        self._act()
+
+    def _act(self) -> None:
+        output = self._demux.output
+        while output:
+            batch = output.copy()
+            output.clear()
+            for one in batch:
+                match one:
+                    case Console(data):
+                        self._said = (self._said + data)[-_MARGIN - len(_STANDS.pattern) :]
+                        self._recorder.append(data)
+                    case Stub(data):
+                        self._to_client(data)
+                    case Typing(data):
+                        self._type(data)
+                    case Told() as told:
+                        for listener in self._listeners:
+                            listener(told.value)
+        if self._waiting and self._stands:
+            waiting, self._waiting = self._waiting, b""
+            self._send(waiting)
+        self._arm()
+
+    def _to_client(self, data: bytes) -> None:
+        self._is_sought = False
+        if self._client is not None:
+            self._client.send(data)
+        elif self._unattended < self._demux.counts.packets:
+            self._unattended = self._demux.counts.packets
+            self._recorder.record("kgdb.unattended", bytes=len(data))
+
+    def _type(self, data: bytes) -> None:
+        try:
+            self._own.write(data)
+        except LineError as error:
+            for listener in self._listeners:
+                listener(f"{error.why or error.what}: what you typed is lost")
+
+    def _arm(self) -> None:
+        deadline = self._demux.deadline
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if deadline is not None:
+            self._timer = self._reactor.callLater(max(0.0, deadline - self._reactor.seconds()), self._expired)
+
+    def _expired(self) -> None:
+        self._timer = None
+        self._demux.expired(self._reactor.seconds())
+        self._act()
+
+
+class SysrqLine:
+    """A shared line for whoever breaks in."""
+
+    def __init__(self, shared: SharedLine) -> None:
+        self._shared = shared
+
+    @property
+    def can_break(self) -> bool:
+        """Whether ``send_break`` works on this kind of line."""
+        return self._shared.can_break
+
+    async def send_break(self) -> None:
+        """Hold the line in BREAK for a moment."""
+        await self._shared.send_break()
+
+    def write(self, data: bytes) -> None:
+        """Send a SysRq key."""
+        self._shared.breaks_in(data)
