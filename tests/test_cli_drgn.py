@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -213,6 +215,37 @@ def test_code_comes_on_stdin_too(web1: Shared) -> None:
         check=False,
     )  # fmt: skip
     assert printed(done) == "0\n"
+
+
+@pytest.mark.guest
+def test_a_module_has_its_variables_and_types(web1: Shared) -> None:
+    code = "print(prog['dummy_link_ops'].kind.string_(), prog['dummy_link_ops'].type_.tag)"
+    assert printed(web1.run("drgn", "web1", "--", "-e", code)) == "b'dummy' rtnl_link_ops\n"
+
+
+@pytest.mark.guest
+def test_at_a_terminal_it_is_drgns_own_prompt(web1: Shared, tmp_path: Path) -> None:
+    controlling, terminal = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-m", "kbridge", "drgn", "web1"],
+        env={**web1.env, "XDG_STATE_HOME": str(tmp_path), "HOME": str(tmp_path), "TERM": "dumb"},
+        stdin=terminal, stdout=terminal, stderr=terminal,
+    ) as process:  # fmt: skip
+        os.close(terminal)
+        said = b""
+
+        def until(pattern: bytes) -> None:
+            nonlocal said
+            while not re.search(pattern, said):
+                assert select.select([controlling], [], [], 60)[0], said
+                said += os.read(controlling, 65536)
+
+        until(rb"drgn [0-9.]+ .*\r\n(.*\r\n)*>>> $")
+        os.write(controlling, b"prog['init_task'].comm\n")
+        until(rb'\(char \[16\]\)"swapper/0"\r\n>>> $')
+        os.write(controlling, b"quit()\n")
+        assert process.wait(60) == 0
+    os.close(controlling)
 
 
 @pytest.mark.guest
