@@ -146,12 +146,15 @@ class Lines:
         name = self._names[number] = self._string(self._functions[number])
         return name
 
-    def _file(self, number: int) -> str:
+    def _file(self, number: int) -> str | None:
         if number >= self._counts[0]:
             raise IndexDamaged("the index of lines names a file that it does not have")
         at = self._files_at + 4 * number
         self._check(at, at + 4)
-        path = self._paths[number] = self._string(self._files[number])
+        path = self._string(self._files[number])
+        if not path:
+            return None
+        self._paths[number] = path
         return path
 
     def _string(self, place: int) -> str:

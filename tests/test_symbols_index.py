@@ -93,6 +93,13 @@ def test_frames_come_with_the_innermost_first() -> None:
     assert lines.frames(0x4000) == ()
 
 
+def test_a_file_without_a_name_is_none() -> None:
+    symcache = symcache_of([("", "", "")], ["f"], [(0, 7, 0, NONE)], [0x10])
+    lines = Lines(memoryview(b"".join(line_making.make(symcache, BASE, None))))
+    for many in (1, 10_000):
+        assert lines.frames_of(lines.locations([0x10] * many))[-1] == (Frame("f", None, 7),)
+
+
 def test_symbols_by_address_and_by_name() -> None:
     known = Table(memoryview(TABLE))
     found = known.at(BASE + 8)
