@@ -59,6 +59,8 @@ _SENT: Final = re.compile(rb"\$([^#$]*)#..", re.DOTALL)
 # 3 hands over to kdb, which prints; k and the resumes are acknowledged and have no reply while the guest stands.
 _RESUME: Final = re.compile(rb"[csCSik]|vCont;|vKill|3$")
 _PROMPT: Final = re.compile(rb"(?:^|[\r\n])(?:\[\d{1,5}\])?kdb> $")
+_WAITS: Final = re.compile(rb"KGDB: (?:[A-Za-z. ]{1,20} or \$3#33 for KDB|Waiting for remote debugger)\r?\n$")
+_MOST_TAIL: Final = 64
 _DIGITS: Final[tuple[bytes, ...]] = tuple(b"%02x" % value for value in range(256))
 
 
@@ -133,6 +135,7 @@ class LineDemultiplexer:
     """Tells one line's bytes apart; the module's text says how."""
 
     __slots__ = (
+        "_acked_ahead",
         "_acks",
         "_asks",
         "_asks_stop",
@@ -167,6 +170,7 @@ class LineDemultiplexer:
         self._asks_stop = False  # the last question was ``?``
         self._resuming = False
         self._leaving = False
+        self._acked_ahead = False
         self._unanswered = False  # a packet was shown by silence, and nothing was sent since
         self._damaged_run = 0
         self._doubted = 0
@@ -182,25 +186,36 @@ class LineDemultiplexer:
         return not self._kept and _PROMPT.search(self._tail) is not None
 
     @property
+    def is_waiting(self) -> bool:
+        """Whether the text ends with kgdb's word that it waits for a debugger: it says no more until asked."""
+        return not self._kept and _WAITS.search(self._tail) is not None
+
+    @property
     def deadline(self) -> float | None:
         """When ``expired`` wants to be called."""
-        ends: float | None = None
-        if self._kept:
-            if self._complete:
-                ends = self._last + SILENCE
-            elif self.state is State.HELD and self._asks:
-                ends = self._last + UNFINISHED_REPLY
-            else:
-                ends = self._last + UNFINISHED
+        decides = self._decides_at
         if self._stop_until is not None:
-            return self._stop_until if ends is None else min(ends, self._stop_until)
-        return ends
+            return self._stop_until if decides is None else min(decides, self._stop_until)
+        return decides
+
+    @property
+    def _decides_at(self) -> float | None:
+        if not self._kept:
+            return None
+        if self._complete:
+            return self._last + SILENCE
+        waits_for_reply = self.state is State.HELD and self._asks
+        return self._last + (UNFINISHED_REPLY if waits_for_reply else UNFINISHED)
 
     # -- what happens ---------------------------------------------------------------------------------------
 
-    def received(self, data: bytes, now: float) -> None:
-        """Take bytes of the guest."""
-        if self._kept or self._stop_until is not None:
+    def received(self, data: bytes, now: float, *, watched: bool = True) -> None:
+        """Take bytes of the guest.
+
+        ``watched``: whether it would have been seen if these had come before ``deadline``; else they may have, and no
+        silence is concluded from the time.
+        """
+        if watched and (self._kept or self._stop_until is not None):
             self.expired(now)
         if not data:
             return
@@ -233,6 +248,8 @@ class LineDemultiplexer:
             self._acks = min(self._acks + 1, _MOST_ACKS)
             self._resuming = resume
             self._leaving = payload[:1] in (b"D", b"R")
+            # Who leaves may close the line before the reply comes, and acknowledges it beforehand.
+            self._acked_ahead = data.endswith(b"+")
             self._asks = not resume
             self._asks_stop = payload == b"?"
             self._damaged_run = 0
@@ -259,12 +276,9 @@ class LineDemultiplexer:
         """Act on passed deadlines."""
         if self._stop_until is not None and now >= self._stop_until:
             self._stop_until = None
-        if self._kept:
-            stop, self._stop_until = self._stop_until, None
-            deadline = self.deadline
-            self._stop_until = stop
-            if deadline is not None and now >= deadline:
-                self._decide()
+        decides = self._decides_at
+        if decides is not None and now >= decides:
+            self._decide()
         if self._typed:
             self._deliver()
 
@@ -365,7 +379,7 @@ class LineDemultiplexer:
         position, length = 0, len(data)
         while position < length:
             position = self._whole_packets(data, position)
-            if position == length:
+            if position == length or self._has_left():
                 break
             byte = data[position]
             if byte == 0x24:
@@ -379,7 +393,7 @@ class LineDemultiplexer:
             if after < 0:
                 break
             position = after
-            if self.state is State.RUNS:
+            if self._has_left():
                 break
         if position:
             self.output.append(Stub(data[:position]))
@@ -405,15 +419,22 @@ class LineDemultiplexer:
             position = end + 3
             if self._asks and not _is_output(payload):
                 self._replied(payload)
+                if self._has_left():
+                    break
         if packets:
             self.counts.packets += packets
             self._damaged_run = 0
         return position
 
+    def _has_left(self) -> bool:
+        return self.state is State.RUNS
+
     def _replied(self, payload: bytes) -> None:
         self._asks = False
         if payload != b"OK":
             self._leaving = False
+        elif self._leaving and self._acked_ahead:
+            self._run()
 
     def _acknowledgement(self, byte: int, position: int) -> int:
         """Return where to go on after an acknowledgement that may come, or that it is text."""
@@ -459,7 +480,7 @@ class LineDemultiplexer:
 
     def _text(self, data: bytes) -> None:
         self.output.append(Console(data))
-        self._tail = data[-16:] if len(data) >= 16 else (self._tail + data)[-16:]
+        self._tail = data[-_MOST_TAIL:] if len(data) >= _MOST_TAIL else (self._tail + data)[-_MOST_TAIL:]
         if self.state is State.DOUBT:
             self._doubted += len(data)
             if self._resuming or self._doubted >= MOST_DOUBT:

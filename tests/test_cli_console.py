@@ -10,7 +10,7 @@ import subprocess
 import sys
 import termios
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import pytest
 from relay_lab import SECONDS, RelayProcess, wait_for
@@ -19,10 +19,16 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
+class HasEnvironment(Protocol):
+    """What runs a relay, and knows how its commands find it."""
+
+    env: dict[str, str]
+
+
 class Visitor:
     """A person at a terminal who runs `kbridge console web1`."""
 
-    def __init__(self, relay: RelayProcess, *options: str) -> None:
+    def __init__(self, relay: HasEnvironment, *options: str) -> None:
         self.terminal, self._far = pty.openpty()
         self.before = termios.tcgetattr(self._far)
         self.seen = b""

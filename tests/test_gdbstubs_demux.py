@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from hypothesis import example, given
@@ -15,6 +16,7 @@ from rsp.kgdb import Kgdb
 
 from gdbstubs.demux import (
     LONGEST,
+    MOST_DAMAGED,
     MOST_DOUBT,
     MOST_TYPED,
     SILENCE,
@@ -31,6 +33,7 @@ from gdbstubs.demux import (
 from gdbstubs.link import Link
 from gdbstubs.wire import frame
 
+CAPTURES = Path(__file__).parent / "data" / "console"
 STOP = frame(b"T05thread:fffffffd;")
 LOG = (
     b"-> $?#3f\r\n<- +$T05thread:01;#05\r\n"
@@ -230,6 +233,41 @@ def test_a_kernel_that_prints_for_kgdb_is_heard_whole(cut: int) -> None:
     assert line.at_prompt
 
 
+@pytest.mark.parametrize(
+    "words", [b"KGDB: waiting... or $3#33 for KDB\r\n", b"[  3.2] KGDB: Waiting for remote debugger\n"]
+)
+def test_a_kernel_that_waits_for_its_first_debugger_is_known_by_its_words(words: bytes) -> None:
+    line = LineDemultiplexer()
+    for piece in every_byte(b"sysrq: DEBUG\r\n" + words):
+        assert not line.is_waiting
+        line.received(piece, 0.0)
+    assert line.is_waiting
+    line.sent_to_stub(b"$?#3f")
+    line.received(b"+$S05#b8", 1.0)
+    line.expired(1.0 + SILENCE)
+    assert not line.is_waiting
+    assert of(line)[-1] == Stub(b"+$S05#b8")
+
+
+def test_a_question_that_a_shell_echoes_is_text() -> None:
+    line = LineDemultiplexer()
+    line.sent_to_stub(b"$?#3f")
+    line.received(b"$?#3f", 0.0)
+    assert of(line) == [Console(b"$?#3f")]
+
+
+@pytest.mark.parametrize("path", sorted(CAPTURES.glob("*.raw")), ids=lambda path: path.name)
+@pytest.mark.parametrize("cut", [61, 1 << 20])
+def test_what_real_guests_have_printed_is_text(path: Path, cut: int) -> None:
+    said = path.read_bytes()
+    line = LineDemultiplexer()
+    for first in range(0, len(said), cut):
+        line.received(said[first : first + cut], first * 1e-6)
+    silence(line)
+    assert of(line) == [Console(said)]
+    assert line.counts.packets == 0
+
+
 # -- beside a naive way ---------------------------------------------------------------------------------------
 
 
@@ -271,7 +309,9 @@ def test_what_a_splitter_without_checksums_and_state_damages_arrives_unharmed(te
 # -- a guest that runs ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("prompt", [b"root@web1:~$ ", b"100$", b"a $b", b"$T0x", b"$S05 ", b"#", b"+", b"-"])
+@pytest.mark.parametrize(
+    "prompt", [b"root@web1:~$ ", b"100$", b"a $b", b"$T0x", b"$S05 ", b"$S05#00", b"#", b"+", b"-"]
+)
 def test_text_waits_only_while_it_may_be_a_stop(prompt: bytes) -> None:
     line = LineDemultiplexer()
     line.received(prompt, 0.0)
@@ -373,6 +413,14 @@ def test_replies_of_a_held_guest_need_no_silence() -> None:
         assert line.deadline is None
 
 
+def test_no_more_acknowledgements_are_taken_than_are_owed() -> None:
+    line = held()
+    line.sent_to_stub(b"+" + frame(b"qC"))
+    line.received(b"+" + frame(b"QCfffffffd") + b"+", 1.0)
+    assert of(line) == [Stub(b"+" + frame(b"QCfffffffd")), Console(b"+")]
+    assert line.counts.doubts == 1
+
+
 def test_after_the_acknowledgement_of_a_resume_all_is_text_again() -> None:
     line = held()
     line.sent_to_stub(frame(b"c"))
@@ -403,6 +451,16 @@ def test_a_damaged_reply_is_given_on_so_that_it_is_asked_for_again() -> None:
     line.received(frame(b"0123"), 1.1)
     assert of(line) == [Stub(damaged + frame(b"0123"))]
     assert line.counts.damaged == 1
+
+
+def test_damage_upon_damage_puts_the_guest_in_doubt() -> None:
+    line = held()
+    line.sent_to_stub(b"+" + frame(b"g"))
+    storm = b"$0123#00" * (MOST_DAMAGED + 1)
+    line.received(storm, 1.0)
+    assert line.state is State.DOUBT
+    assert of(line) == [Stub(b"$0123#00" * MOST_DAMAGED), Console(b"$0123#00")]
+    assert line.counts.damaged == MOST_DAMAGED
 
 
 def test_a_guest_that_was_reset_while_it_was_held_is_found_out() -> None:
@@ -619,3 +677,15 @@ def test_no_flood_takes_more_than_linear_time(begins: Callable[[], LineDemultipl
                 line.received(flood[first : first + size], 0.0)
             # A hundred times what it takes: only what grows with the square is so slow.
             assert time.process_time() - start < 1.0
+
+
+def test_a_debugger_that_acknowledges_the_end_beforehand_lets_the_guest_run() -> None:
+    line = LineDemultiplexer()
+    line.sent_to_stub(b"$?#3f")
+    line.received(b"+$S05#b8", 1.0)
+    line.expired(1.0 + SILENCE)
+    line.sent_to_stub(b"+$D#44+")
+    line.output.clear()
+    line.received(b"+$OK#9atick 1\r\n$ ", 2.0)
+    assert line.state is State.RUNS
+    assert line.output == [Stub(b"+$OK#9a"), Console(b"tick 1\r\n$ ")]

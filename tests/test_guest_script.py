@@ -190,7 +190,7 @@ def test_nothing_in_the_kgdb_kernel_names_where_it_was_built(kgdb_built: str) ->
 
 @pytest.mark.guest
 def test_cloud_boots_to_a_shell_with_its_modules_and_devices(cloud_guest: Any) -> None:
-    said = cloud_guest("--append", "kbridge.tick=2")
+    said = cloud_guest("--append", "kbridge.tick=2 kbridge.modules=all")
     with closing(Line(said["console"])) as console:
         ready = console.expect(rb"kbridge-guest: ready \((\S+), (\S+)\)")
         assert ready.groups() == (b"cloud", said["release"].encode())
@@ -199,6 +199,7 @@ def test_cloud_boots_to_a_shell_with_its_modules_and_devices(cloud_guest: Any) -
         console.expect(rb"tick \d+")
         loaded = {line.split()[0] for line in console.run("cat /proc/modules").splitlines() if "0x" in line}
         assert {path.stem.replace("-", "_") for path in Path(said["modules"]).glob("*.ko")} == loaded
+        assert len(loaded) > 50
         assert console.run("cat /proc/sys/kernel/sysrq").split()[0] == "1"
         assert "/dev/vda" in console.run("ls /dev/vda")
         assert "vmcoreinfo" in console.run("ls /sys/firmware/qemu_fw_cfg/by_name/etc")

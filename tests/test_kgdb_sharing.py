@@ -33,19 +33,26 @@ class SharedKgdb(Shared):
         config.write_text(text.replace("stub_kind", f'stub = "{self.guest["kgdb"]}"\nstub_kind'))
 
 
-@pytest.fixture(scope="module")
-def shared(shared_kgdb_guest: StartGuest) -> Iterator[SharedKgdb]:
-    with SharedKgdb(shared_kgdb_guest) as shared:
+class OneLine(Shared):
+    """A guest whose stub is kgdb, on the console's line."""
+
+    def __init__(self, start_guest: StartGuest) -> None:
+        super().__init__(start_guest, "--append", "kbridge.tick=0.2 kgdboc=ttyS0", more='stub = "kgdb"\n')
+
+
+@pytest.fixture(scope="module", params=[SharedKgdb, OneLine], ids=["own-port", "one-line"])
+def shared(request: pytest.FixtureRequest, shared_kgdb_guest: StartGuest) -> Iterator[Shared]:
+    with request.param(shared_kgdb_guest) as shared:
         yield shared
 
 
 @pytest.fixture(scope="module")
-def monitor(shared: SharedKgdb) -> Monitor:
+def monitor(shared: Shared) -> Monitor:
     return shared.monitor()
 
 
 @pytest.fixture(scope="module")
-def places(shared: SharedKgdb) -> dict[str, int]:
+def places(shared: Shared) -> dict[str, int]:
     return shared.addresses(OFTEN, OFTEN_TOO, *NEVER)
 
 
@@ -59,8 +66,8 @@ def clean_bytes(monitor: Monitor, places: dict[str, int]) -> dict[int, bytes]:
 
 @pytest.fixture
 def web1(
-    shared: SharedKgdb, monitor: Monitor, places: dict[str, int], clean_bytes: dict[int, bytes]
-) -> Iterator[SharedKgdb]:
+    shared: Shared, monitor: Monitor, places: dict[str, int], clean_bytes: dict[int, bytes]
+) -> Iterator[Shared]:
     """The guest, running, with nobody attached; and that again afterwards, with its text as it was."""
     yield shared
     is_left_clean(shared, monitor)
@@ -75,7 +82,7 @@ def hits(one: Gdb, address: int) -> None:
     assert one.pc == address
 
 
-def test_gdb_breaks_in_looks_steps_and_leaves(web1: SharedKgdb) -> None:
+def test_gdb_breaks_in_looks_steps_and_leaves(web1: Shared) -> None:
     broken_in = web1.count("debugger.break_in")
     with kbridge_gdb(GDB_13, web1.env, "web1") as a:
         assert web1.count("debugger.break_in") == broken_in + 1
@@ -91,7 +98,7 @@ def test_gdb_breaks_in_looks_steps_and_leaves(web1: SharedKgdb) -> None:
 
 
 def test_a_breakpoint_is_hit_again_and_again_and_not_left(
-    web1: SharedKgdb, monitor: Monitor, places: dict[str, int], clean_bytes: dict[int, bytes]
+    web1: Shared, monitor: Monitor, places: dict[str, int], clean_bytes: dict[int, bytes]
 ) -> None:
     often, never = places[OFTEN], places[NEVER[0]]
     with start(GDB_13, web1) as a:
@@ -116,7 +123,7 @@ def test_a_breakpoint_is_hit_again_and_again_and_not_left(
         leave(a, "quit")
 
 
-def test_two_gdbs_share_a_kernel_and_hand_it_over(web1: SharedKgdb, places: dict[str, int]) -> None:
+def test_two_gdbs_share_a_kernel_and_hand_it_over(web1: Shared, places: dict[str, int]) -> None:
     one, two = places[OFTEN], places[OFTEN_TOO]
     with start(GDB_13, web1) as a, start(GDB_18, web1) as b:
         name_a, name_b = name_of(a), name_of(b)
@@ -162,7 +169,7 @@ def test_two_gdbs_share_a_kernel_and_hand_it_over(web1: SharedKgdb, places: dict
 
 @pytest.mark.parametrize("state", ["stopped", "stopped at a breakpoint", "running"])
 def test_gdb_killed_lets_the_kernel_go_as_it_was(
-    web1: SharedKgdb, monitor: Monitor, places: dict[str, int], state: str
+    web1: Shared, monitor: Monitor, places: dict[str, int], state: str
 ) -> None:
     with start(GDB_13, web1) as a:
         if state == "stopped at a breakpoint":
@@ -179,7 +186,7 @@ def test_gdb_killed_lets_the_kernel_go_as_it_was(
 
 @pytest.mark.parametrize("state", ["stopped at a breakpoint", "running"])
 def test_a_relay_killed_beside_a_kernel_is_followed_by_one_that_lets_it_go(
-    web1: SharedKgdb, monitor: Monitor, places: dict[str, int], state: str
+    web1: Shared, monitor: Monitor, places: dict[str, int], state: str
 ) -> None:
     address = places[NEVER[0] if state == "running" else OFTEN]
     with start(GDB_13, web1) as a:
@@ -196,7 +203,7 @@ def test_a_relay_killed_beside_a_kernel_is_followed_by_one_that_lets_it_go(
         wait_for(lambda: len(web1.ticks()) > before, "a kernel that was let go", 20)
 
 
-def test_a_running_kernel_is_interrupted_again_and_again(web1: SharedKgdb) -> None:
+def test_a_running_kernel_is_interrupted_again_and_again(web1: Shared) -> None:
     with start(GDB_13, web1) as a, start(GDB_13, web1) as b:
         name_b = name_of(b)
         for _ in range(3):
@@ -215,7 +222,7 @@ def test_a_running_kernel_is_interrupted_again_and_again(web1: SharedKgdb) -> No
 
 
 def test_the_fifth_hardware_breakpoint_is_refused_by_the_owners_of_four(
-    web1: SharedKgdb, places: dict[str, int]
+    web1: Shared, places: dict[str, int]
 ) -> None:
     *three, fourth, fifth = (places[name] for name in NEVER)
     with start(GDB_13, web1) as a, start(GDB_13, web1) as b:
@@ -241,7 +248,7 @@ def test_the_fifth_hardware_breakpoint_is_refused_by_the_owners_of_four(
         leave(a, "detach")
 
 
-def test_a_pause_by_somebody_else_is_no_stop_of_the_kernel_s(web1: SharedKgdb, monitor: Monitor) -> None:
+def test_a_pause_by_somebody_else_is_no_stop_of_the_kernel_s(web1: Shared, monitor: Monitor) -> None:
     with start(GDB_13, web1) as a, start(GDB_13, web1) as b:
         number = web1.stop_number()
         b.go()
@@ -270,7 +277,7 @@ def test_a_pause_by_somebody_else_is_no_stop_of_the_kernel_s(web1: SharedKgdb, m
         leave(a, "detach")
 
 
-def test_an_observer_does_not_stop_a_running_kernel(web1: SharedKgdb) -> None:
+def test_an_observer_does_not_stop_a_running_kernel(web1: Shared) -> None:
     before = web1.stop_number(), web1.count("debugger.break_in")
     with start(GDB_13, web1, web1.observe_socket) as b:
         name_b = name_of(b)

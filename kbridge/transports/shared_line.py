@@ -12,7 +12,6 @@ Which byte is whose, ``gdbstubs/demux.py`` decides; ``docs/serial-line.md`` draw
 
 from __future__ import annotations
 
-import re
 import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
@@ -31,11 +30,14 @@ if TYPE_CHECKING:
 RECEIVE_BYTES: Final = 1 << 16
 MOST_WAITING: Final = 4096
 """Bytes of the client that wait for the guest to stand: a question, sent again a few times."""
+RUNNING_SECONDS: Final = 0.25
+"""How long the guest must have run before it is given what was typed: kgdb, back after a step, would read it."""
+KEYS_AT_ONCE: Final = 16
+"""A UART's FIFO, which the kernel empties before the next come."""
+KEYS_SECONDS: Final = 0.005
+MOST_KEYS: Final = 8192
 BREAK_IN_SECONDS: Final = 3.0
 """How long typing is kept after a BREAK, for the stop that it leads to."""
-_STANDS: Final = re.compile(rb"KGDB or \$3#33 for KDB")
-"""What kgdb prints when it stops with no debugger connected (kernel/debug/debug_core.c), and then is silent."""
-_MARGIN: Final = 32
 
 Words = Callable[[str], None]
 
@@ -51,12 +53,18 @@ class SharedLine:
         self._line: ConsoleLine | None = None
         self._client: Stream | None = None
         self._waiting = b""
-        self._said = b""
-        """The last few bytes of the console."""
+        self._has_looked = False
+        """Whether the line was read since the deadline passed: only then there was silence."""
         self._is_sought = False
         """Whether the client may ask a guest of which nothing shows that it stands."""
         self._listeners: tuple[Words, ...] = ()
         self._timer: IDelayedCall | None = None
+        self._keys = bytearray()
+        """What was typed and waits for a guest that has run for a while."""
+        self._typing: IDelayedCall | None = None
+        self._owes_delivered = False
+        self._runs_since = 0.0
+        self._was_running = True
         self._unattended = 0
 
     def opened(self, line: ConsoleLine) -> None:
@@ -69,7 +77,9 @@ class SharedLine:
         """Take the line's next bytes."""
         count = read_into(memoryview(self._buffer))
         if count:
-            self._demux.received(bytes(self._buffer[:count]), self._reactor.seconds())
+            now, deadline = self._reactor.seconds(), self._demux.deadline
+            self._has_looked = False
+            self._demux.received(bytes(self._buffer[:count]), now, watched=deadline is None or now < deadline)
             self._act()
         return count
 
@@ -115,9 +125,10 @@ class SharedLine:
 
     async def close(self) -> None:
         """Let go of the line and the client."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        for timer in (self._timer, self._typing):
+            if timer is not None:
+                timer.cancel()
+        self._timer = self._typing = None
         if self._client is not None:
             self._client.abort("the line is closed")
         if self._line is not None:
@@ -196,17 +207,12 @@ class SharedLine:
     @property
     def _stands(self) -> bool:
         """Whether the guest is in kgdb, as far as the line shows."""
-        return (
-            self._demux.state is not State.RUNS
-            or self._demux.at_prompt
-            or _STANDS.search(self._said) is not None
-        )
+        return self._demux.state is not State.RUNS or self._demux.at_prompt or self._demux.is_waiting
 
     # -- what the demultiplexer decides -----------------------------------------------------------------------
 
     def machine_reset(self) -> None:
         """Take note that the guest was reset: it runs."""
-        self._said = b""
         self._demux.runs()
         self._act()
 
@@ -218,15 +224,20 @@ class SharedLine:
             for one in batch:
                 match one:
                     case Console(data):
-                        self._said = (self._said + data)[-_MARGIN - len(_STANDS.pattern) :]
                         self._recorder.append(data)
                     case Stub(data):
                         self._to_client(data)
                     case Typing(data):
                         self._type(data)
+                    case Told.DELIVERED if self._keys:
+                        self._owes_delivered = True
                     case Told() as told:
-                        for listener in self._listeners:
-                            listener(told.value)
+                        self._say(told.value)
+        runs = self._demux.state is State.RUNS
+        if runs and not self._was_running:
+            self._runs_since = self._reactor.seconds()
+            self._deliver_later()
+        self._was_running = runs
         if self._waiting and self._stands:
             waiting, self._waiting = self._waiting, b""
             self._send(waiting)
@@ -241,11 +252,45 @@ class SharedLine:
             self._recorder.record("kgdb.unattended", bytes=len(data))
 
     def _type(self, data: bytes) -> None:
+        """Give the guest what was typed: at once if it runs, and nothing waits."""
+        ran = self._was_running and self._reactor.seconds() - self._runs_since >= RUNNING_SECONDS
+        if ran and not self._keys:
+            self._write_keys(data)
+            return
+        room = MOST_KEYS - len(self._keys)
+        self._keys += data[:room]
+        if len(data) > room:
+            self._say(Told.FULL.value)
+        self._deliver_later()
+
+    def _deliver_later(self) -> None:
+        if self._keys and self._typing is None:
+            due = self._runs_since + RUNNING_SECONDS - self._reactor.seconds()
+            self._typing = self._reactor.callLater(max(KEYS_SECONDS, due), self._deliver)
+
+    def _deliver(self) -> None:
+        """Give the guest a few of the keys that wait, if it has run for long enough."""
+        self._typing = None
+        if self._demux.state is not State.RUNS:
+            return  # `_act` comes back to them
+        if self._reactor.seconds() - self._runs_since >= RUNNING_SECONDS:
+            keys = bytes(self._keys[:KEYS_AT_ONCE])
+            del self._keys[:KEYS_AT_ONCE]
+            self._write_keys(keys)
+            if not self._keys and self._owes_delivered:
+                self._owes_delivered = False
+                self._say(Told.DELIVERED.value)
+        self._deliver_later()
+
+    def _write_keys(self, data: bytes) -> None:
         try:
             self._own.write(data)
         except LineError as error:
-            for listener in self._listeners:
-                listener(f"{error.why or error.what}: what you typed is lost")
+            self._say(f"{error.why or error.what}: what you typed is lost")
+
+    def _say(self, words: str) -> None:
+        for listener in self._listeners:
+            listener(words)
 
     def _arm(self) -> None:
         deadline = self._demux.deadline
@@ -257,6 +302,12 @@ class SharedLine:
 
     def _expired(self) -> None:
         self._timer = None
+        if not self._has_looked:
+            # What came meanwhile may not have been read yet: the reactor's turn comes first.
+            self._has_looked = True
+            self._timer = self._reactor.callLater(0, self._expired)
+            return
+        self._has_looked = False
         self._demux.expired(self._reactor.seconds())
         self._act()
 

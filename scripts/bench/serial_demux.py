@@ -61,14 +61,14 @@ def by_expression(pieces: list[bytes]) -> float:
 
 
 def wait() -> float:
-    """Return the seconds from the byte that shows text to be no packet to its output, 99 of 100 times at most."""
+    """Return the processor's seconds from the byte that shows text to be no packet to its output, 99 of 100 times."""
     waits = []
     for _ in range(2000):
         line = LineDemultiplexer()
         line.received(b"$T05" + b"a" * 4000, 0.0)
-        start = time.perf_counter()
+        start = time.thread_time()
         line.received(b"\n", 0.001)
-        waits.append(time.perf_counter() - start)
+        waits.append(time.thread_time() - start)
         if line.deadline is not None:
             raise SystemExit("text was kept")
     return statistics.quantiles(waits, n=100)[-1]

@@ -21,7 +21,7 @@ MODULES = (
 )  # fmt: skip
 # Small ones that need no device, loaded with `kbridge.modules=all`: with them more than 50 are.
 MORE_MODULES = (
-    "nls_utf8", "nls_ascii", "nls_iso8859_1", "nls_iso8859_15", "nls_koi8_ru", "nls_cp857", "nls_cp874",
+    "nls_utf8", "nls_ascii", "nls_iso8859_1", "nls_iso8859_15", "nls_cp857", "nls_cp874",
     "tcp_scalable", "tcp_highspeed", "tcp_hybla", "tcp_lp", "tcp_veno", "tcp_yeah", "cordic", "rational",
     "crc7", "ecb", "ofb", "pcbc", "michael_mic", "blowfish_generic", "des_generic", "md4", "lz4",
     "ghash_generic", "stp", "ts_bm", "ts_kmp", "dm_zero", "em_cmp", "em_nbyte", "em_u32", "xxhash_generic",

@@ -1,0 +1,135 @@
+"""A guest with one serial port: someone types on its console while two gdbs debug its kernel on the same line."""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Callable, Iterator
+from random import Random
+from typing import Any
+
+import pytest
+from bridge_lab import wait_for
+from debuggers_lab import GDB_13, Gdb
+from sharing_lab import Shared, leave, name_of, start
+from test_cli_console import Visitor
+
+pytestmark = [pytest.mark.guest, pytest.mark.gdb]
+
+StartGuest = Callable[..., dict[str, Any]]
+ROUNDS = 100
+OFTEN = "hrtimer_nanosleep"
+"""What the guest's ticking shell comes through again and again."""
+FACTOR = 7919
+"""What is typed has the numbers, what the guest answers their products: an echo is no answer."""
+
+
+class OneLine(Shared):
+    """A guest whose stub is kgdb, on the console's line."""
+
+    def __init__(self, start_guest: StartGuest) -> None:
+        super().__init__(start_guest, "--append", "kbridge.tick=0.2 kgdboc=ttyS0", more='stub = "kgdb"\n')
+
+    def answers(self) -> list[int]:
+        return [int(number) for number in re.findall(rb"<(\d+)>\r\n", self.console())]
+
+
+@pytest.fixture(scope="module")
+def web1(shared_kgdb_guest: StartGuest) -> Iterator[OneLine]:
+    with OneLine(shared_kgdb_guest) as one:
+        yield one
+
+
+@pytest.fixture
+def keyboard(web1: OneLine) -> Iterator[Callable[[bytes], None]]:
+    with socket.socket(socket.AF_UNIX) as console:
+        console.connect(str(web1.socket.with_name("console")))
+        yield console.sendall
+
+
+def stops_at(one: Gdb, address: int) -> None:
+    one.go()
+    said = one.wait_stop()
+    assert "Breakpoint " in said, said
+    assert one.pc == address
+
+
+@pytest.mark.slow
+def test_a_hundred_rounds_of_typing_and_debugging(web1: OneLine, keyboard: Callable[[bytes], None]) -> None:
+    often = web1.addresses(OFTEN)[OFTEN]
+    random = Random(5)
+    typed = 0
+
+    def type_line() -> None:
+        nonlocal typed
+        typed += 1
+        # In two pieces: what is typed may come in the middle of anything.
+        line = f"echo \\<$(({typed}*{FACTOR}))\\>\r".encode()
+        cut = random.randrange(1, len(line))
+        keyboard(line[:cut])
+        keyboard(line[cut:])
+
+    with start(GDB_13, web1) as a, start(GDB_13, web1) as b:
+        names = {a: name_of(a), b: name_of(b)}
+        holder, other = a, b
+        holder.break_at(often)
+        for number in range(1, ROUNDS + 1):
+            stops_at(holder, often)
+            type_line()
+            before = holder.pc
+            holder.step()
+            assert 0 < holder.pc - before < 16
+            # Who observes is told at once what was missed.
+            other.go()
+            other.wait_stop()
+            assert other.pc == holder.pc
+            if number % 10 == 0:
+                holder.run("delete")
+                holder.monitor(f"control give {names[other]}")
+                holder, other = other, holder
+                holder.break_at(often)
+        holder.run("delete")
+        holder.go()
+        type_line()
+        wait_for(lambda: len(web1.answers()) >= typed, "an answer to each line that was typed", 60)
+        holder.interrupt()
+        holder.wait_stop()
+        leave(other, "detach")
+        leave(holder, "detach")
+    web1.goes_on()
+    assert web1.answers() == [number * FACTOR for number in range(1, typed + 1)]
+    ticks = web1.ticks()
+    assert ticks == list(range(1, len(ticks) + 1))
+    # Of the protocol the console has seen nothing; the kernel's own hint is text.
+    console = web1.console().replace(b"$3#33 for KDB", b"")
+    assert not re.search(rb"\$[^#$\r\n]*#[0-9a-f]{2}", console)
+    assert not re.search(rb"\r\n\++\r\n|^\++\$", console)
+
+
+def test_what_is_typed_while_the_guest_is_held_is_kept_told_and_delivered(web1: OneLine) -> None:
+    visitor = Visitor(web1)
+    try:
+        visitor.joined()
+        with start(GDB_13, web1) as a:
+            visitor.type(b"echo \\<$((2*3))\\>\r")
+            visitor.until(b"what you type is kept until the guest runs")
+            assert 6 not in web1.answers()
+            leave(a, "detach")
+        visitor.until(b"what you typed was delivered")
+        wait_for(lambda: 6 in web1.answers(), "the answer")
+        visitor.type(b"\r~.")
+        assert visitor.ended() == 0
+    finally:
+        visitor.close()
+
+
+def test_an_oops_with_nobody_attached_is_a_stop_for_who_comes(
+    web1: OneLine, keyboard: Callable[[bytes], None]
+) -> None:
+    before = len(web1.ticks())
+    keyboard(b"sh -c 'echo EXCEPTION > /sys/kernel/debug/provoke-crash/DIRECT'\r")
+    wait_for(lambda: b"lkdtm: Performing direct entry EXCEPTION" in web1.console(), "the fault")
+    with start(GDB_13, web1) as a:
+        assert "lkdtm_EXCEPTION" in a.run("bt")
+        leave(a, "detach")
+    wait_for(lambda: len(web1.ticks()) > before + 2, "a guest that goes on", 30)
