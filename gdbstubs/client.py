@@ -36,6 +36,7 @@ from gdbstubs.stub_registers import StubRegisters
 from gdbstubs.stub_threads import StubThreads
 from gdbstubs.target import (
     ANY_THREAD,
+    FAULTS,
     SIGINT,
     SIGKILL,
     SIGTRAP,
@@ -891,6 +892,12 @@ class StubClient:
         else:
             done(self._registers.serve(annex))
 
+    def _passing_on(self) -> bytes:
+        """Return the resume that leaves a target: one that faulted is to handle its fault, not to repeat it."""
+        stop = self._last_stop
+        faulted = isinstance(stop, Halted) and stop.signal in FAULTS
+        return self.dialect.passes_fault if faulted and self.dialect.passes_fault else b"c"
+
     def detach(self, done: Reply[None]) -> None:
         """Let the target run and have done with it: by ``D``, which removes what is left, or by a continue."""
         if (refusal := self._refusal()) is not None:
@@ -907,7 +914,7 @@ class StubClient:
             self._stepping = None
             self.interrupt_sent = self._interrupt_wanted = False
             self._deadline = self.now + self.dialect.request_timeout
-            self._link.send(b"c", self.now)
+            self._link.send(self._passing_on(), self.now)
             return
 
         def answer(reply: RawReply) -> None:

@@ -46,6 +46,8 @@ class Dialect:
     """Whether the target stands until the reply to ``D`` was acknowledged."""
     detach_continues: bool = False
     """Whether a target that holds nothing of ours any more is left by a continue rather than by ``D``."""
+    passes_fault: bytes = b""
+    """What leaves a target that has faulted to handle its fault; empty where it does so by itself."""
     asks_features: bool = True
     """Whether ``qSupported`` and ``vCont?`` are worth asking."""
     sticky_steps: bool = True
@@ -104,6 +106,8 @@ KGDB: Final = Dialect(
     # ``D`` makes it forget which breakpoints were removed. A processor that hit one while another had stopped already
     # is then taken for a new stop, of which nobody is told, and the kernel stands for good.
     detach_continues=True,
+    # After ``c`` an oops is handled, and what faulted is tried again: it stops for good at one fault.
+    passes_fault=b"C09",
     asks_features=False,
     sticky_steps=False,
     interrupt_by=InterruptBy.BREAK_IN,

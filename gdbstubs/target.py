@@ -29,6 +29,8 @@ ANY_THREAD: Final = ThreadId(0)
 
 SIGINT: Final = 2
 SIGTRAP: Final = 5
+FAULTS: Final = frozenset((4, 7, 8, 11))
+"""SIGILL, SIGBUS, SIGFPE and SIGSEGV: what a stub calls a fault of the target's own."""
 SIGKILL: Final = 9
 """GDB's own signal numbers (include/gdb/signals.def), which are not always the host's."""
 

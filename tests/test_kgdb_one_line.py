@@ -127,9 +127,11 @@ def test_an_oops_with_nobody_attached_is_a_stop_for_who_comes(
     web1: OneLine, keyboard: Callable[[bytes], None]
 ) -> None:
     before = len(web1.ticks())
-    keyboard(b"sh -c 'echo EXCEPTION > /sys/kernel/debug/provoke-crash/DIRECT'\r")
+    keyboard(b"\rsh -c 'echo EXCEPTION > /sys/kernel/debug/provoke-crash/DIRECT'\r")
     wait_for(lambda: b"lkdtm: Performing direct entry EXCEPTION" in web1.console(), "the fault")
     with start(GDB_13, web1) as a:
         assert "lkdtm_EXCEPTION" in a.run("bt")
         leave(a, "detach")
+    # It is left to handle its fault, and not to repeat it.
+    wait_for(lambda: b"---[ end trace" in web1.console(), "the kernel's own words", 30)
     wait_for(lambda: len(web1.ticks()) > before + 2, "a guest that goes on", 30)
