@@ -527,7 +527,7 @@ def _needs(table: Mapping[str, Any], path: str) -> list[ConfigMistake]:
         )
     if kind in ("qemu", "kgdb", "plain") and table["stub"] == "none":
         mistakes.append(ConfigMistake(f"{path}.stub_kind", "the guest has no stub: name its socket in stub"))
-    if kind == "kgdb":
+    if kind == "kgdb" and (table["stub"] != "kgdb" or "console" in table):
         mistakes += _ways_in(table, path)
     return mistakes
 

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from kbridge.transports.lines import ConsoleLine, LineState, Listener
 
 RECEIVE_BYTES: Final = 1 << 16
+LOOK_SECONDS: Final = 0.0005
+"""After a deadline, for the reactor to read the line once more."""
 MOST_WAITING: Final = 4096
 """Bytes of the client that wait for the guest to stand: a question, sent again a few times."""
 RUNNING_SECONDS: Final = 0.25
@@ -273,7 +275,9 @@ class SharedLine:
         self._typing = None
         if self._demux.state is not State.RUNS:
             return  # `_act` comes back to them
-        if self._reactor.seconds() - self._runs_since >= RUNNING_SECONDS:
+        # Not in the middle of what may become a stop.
+        ran = self._reactor.seconds() - self._runs_since >= RUNNING_SECONDS
+        if ran and self._demux.deadline is None:
             keys = bytes(self._keys[:KEYS_AT_ONCE])
             del self._keys[:KEYS_AT_ONCE]
             self._write_keys(keys)
@@ -305,7 +309,7 @@ class SharedLine:
         if not self._has_looked:
             # What came meanwhile may not have been read yet: the reactor's turn comes first.
             self._has_looked = True
-            self._timer = self._reactor.callLater(0, self._expired)
+            self._timer = self._reactor.callLater(LOOK_SECONDS, self._expired)
             return
         self._has_looked = False
         self._demux.expired(self._reactor.seconds())
