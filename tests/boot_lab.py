@@ -1,0 +1,65 @@
+"""Console logs with what is expected of them: captured from real machines, `NAME.raw` beside `NAME.json`.
+
+`states`: state, program, where the evidence begins, after how many bytes it was sure; `triage`: the verdict and the
+names of the findings that stand, `got_over` of those that do not.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hypothesis import strategies as st
+
+from kbridge.boot.states import Change, Recogniser
+
+FOLDER = Path(__file__).parent / "data" / "console"
+
+
+@dataclass(frozen=True, repr=False)
+class Log:
+    name: str
+    data: bytes
+    states: list[tuple[str, str, int, int]]
+    triage: dict[str, Any]
+
+    def __repr__(self) -> str:
+        return f"<{self.name}>"
+
+
+def logs() -> list[Log]:
+    found = []
+    for path in sorted(FOLDER.glob("*.raw")):
+        golden = json.loads(path.with_suffix(".json").read_text())
+        states = [tuple(each) for each in golden["states"]]
+        found.append(Log(path.stem, path.read_bytes(), states, golden["triage"]))
+    return found
+
+
+# Without letters, which might by design say something: Hypothesis knows the words of the code under test.
+NOISE = st.one_of(
+    st.lists(
+        st.sampled_from([byte for byte in range(256) if not chr(byte).isascii() or not chr(byte).isalpha()])
+    ).map(bytes),
+    st.sampled_from([b"", b"\r", b"\n", b"\r\n", b"\x1b", b"\x1b[", b"\x1b]", b"\x00" * 20, b"\xff" * 20]),
+)
+DAMAGE = st.lists(st.tuples(st.integers(0, 60_000), st.integers(0, 400), NOISE), min_size=1, max_size=12)
+
+
+def damaged(data: bytes, damage: list[tuple[int, int, bytes]]) -> bytes:
+    """Replace pieces, from the end on."""
+    for place, length, noise in sorted(damage, reverse=True):
+        place %= max(len(data), 1)
+        data = data[:place] + noise + data[place + length :]
+    return data
+
+
+def short(changes: list[Change]) -> list[tuple[str, str, int, int]]:
+    return [(each.state.value, each.program, each.offset, each.end) for each in changes]
+
+
+def recognise(*pieces: bytes) -> list[Change]:
+    recogniser = Recogniser()
+    return [change for piece in pieces for change in recogniser.feed(piece)]
