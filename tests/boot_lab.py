@@ -14,6 +14,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from kbridge.boot.states import Change, Recogniser
+from kbridge.boot.triage import Report, Triage
 
 FOLDER = Path(__file__).parent / "data" / "console"
 
@@ -63,3 +64,13 @@ def short(changes: list[Change]) -> list[tuple[str, str, int, int]]:
 def recognise(*pieces: bytes) -> list[Change]:
     recogniser = Recogniser()
     return [change for piece in pieces for change in recogniser.feed(piece)]
+
+
+def diagnose(data: bytes, *, wall_ns: int = 0, now_ns: int = 0) -> Report:
+    triage = Triage()
+    triage.text(0, wall_ns, data)
+    return triage.report(now_ns=now_ns)
+
+
+def names(report: Report) -> set[str]:
+    return {finding.symptom.name for finding in report.findings}

@@ -100,18 +100,18 @@ def command(
     chosen: Format = (
         "cast" if cast is not None else "json" if form == "json" else "raw" if form == "raw" else "text"
     )
-    pieces = _pieces(control, config, guest, chosen, since, lines, follow=follow)
+    found = pieces(control, config, guest, chosen, since, lines, follow=follow)
     if symbols:
         # All that is kept, not only what is shown: a kernel tells its release at the beginning.
-        record = _pieces(control, config, guest, "text", None, None, follow=False)
-        pieces = _explained(pieces, vmlinux, _files(control, config, guest), record)
+        record = pieces(control, config, guest, "text", None, None, follow=False)
+        found = _explained(found, vmlinux, _files(control, config, guest), record)
     # Ask before the file is made: a guest that does not exist leaves none behind.
-    first = next(pieces, b"")
+    first = next(found, b"")
     with _output(cast) as out:
         try:
             out.write(first)
             out.flush()
-            for piece in pieces:
+            for piece in found:
                 out.write(piece)
                 out.flush()
         except KeyboardInterrupt:
@@ -172,7 +172,7 @@ def _output(path: str | None) -> Iterator[IO[bytes]]:
         yield file
 
 
-def _pieces(
+def pieces(
     control: str | None,
     config: str | None,
     guest: str,
