@@ -1,0 +1,1 @@
+"""Scripts that wait for a guest's words, send keys and branch."""
