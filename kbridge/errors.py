@@ -6,9 +6,16 @@ KbridgeError            what went wrong, why, and what to do next
   LineError             a serial line cannot be opened, written or broken
   RecordError           a console ring or time line cannot be used
   GuestError            a guest is unknown, or lacks what the request needs
+  ScriptError           a script for a console is not valid: all its mistakes at once
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 class KbridgeError(Exception):
@@ -46,3 +53,22 @@ class RecordError(KbridgeError):
 
 class GuestError(KbridgeError):
     """The guest is unknown or lacks the capability that the request needs."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScriptMistake:
+    """A mistake in a script, and its line, 0 where it has none."""
+
+    line: int
+    words: str
+
+    def __str__(self) -> str:
+        return f"line {self.line}: {self.words}" if self.line else self.words
+
+
+class ScriptError(KbridgeError):
+    """A script for a console is not valid; nothing was sent."""
+
+    def __init__(self, mistakes: Iterable[ScriptMistake]) -> None:
+        self.mistakes = tuple(mistakes)
+        super().__init__("\n".join(map(str, self.mistakes)))
