@@ -106,8 +106,18 @@ class Control:
 
     def stream(self, path: str, **query: str | int | None) -> Iterator[bytes]:
         """Yield an answer as it comes, for as long as it comes; raises ``RelayDown`` or ``Refused``."""
+        yield from self._stream("GET", path + _query(query), None)
+
+    def run(self, path: str, body: Mapping[str, Any]) -> Iterator[bytes]:
+        """Have something done that goes on while its answer comes, and ends when the caller stops taking it.
+
+        Raises ``RelayDown`` or ``Refused``.
+        """
+        yield from self._stream("POST", path, json.dumps(body).encode())
+
+    def _stream(self, method: str, path: str, body: bytes | None) -> Iterator[bytes]:
         with self.connect() as connection:
-            answer = _ask(connection, "GET", path + _query(query), None)
+            answer = _ask(connection, method, path, body)
             connection.settimeout(None)
             try:
                 while piece := answer.read1(PIECE_BYTES):

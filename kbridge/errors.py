@@ -4,6 +4,7 @@ KbridgeError            what went wrong, why, and what to do next
   ConfigError           a configuration that is not valid: all its mistakes at once
   MachineError          the machine monitor refused, or could not be reached
   LineError             a serial line cannot be opened, written or broken
+    PenHeldError        another may type on it
   RecordError           a console ring or time line cannot be used
   GuestError            a guest is unknown, or lacks what the request needs
   ScriptError           a script for a console is not valid: all its mistakes at once
@@ -45,6 +46,10 @@ class MachineError(KbridgeError):
 
 class LineError(KbridgeError):
     """A serial line cannot be opened, written to or broken."""
+
+
+class PenHeldError(LineError):
+    """Another holds the console's pen."""
 
 
 class RecordError(KbridgeError):

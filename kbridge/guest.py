@@ -177,6 +177,11 @@ class Guest:
         return tuple(able)
 
     @property
+    def reactor(self) -> Any:
+        """The reactor that it runs under."""
+        return self._reactor
+
+    @property
     def state(self) -> str:
         """The machine's run state in one word; ``unknown`` without a monitor that answers."""
         return "unknown" if self.machine is None else self.machine.state.run.value

@@ -40,6 +40,7 @@ TYPES = {
     "array": list,
     "string": str,
     "integer": int,
+    "number": (int, float),
     "boolean": bool,
     "null": type(None),
 }
@@ -113,7 +114,12 @@ def test_the_document_is_openapi_3_1(relay: RelayProcess) -> None:
 
 
 def valid_body(route_name: str) -> bytes:
-    return {"power": b'{"action": "pause"}', "break": b'{"sysrq": "h"}'}.get(route_name, b"")
+    bodies = {
+        "power": b'{"action": "pause"}',
+        "break": b'{"sysrq": "h"}',
+        "expect": b'{"script": "send \\"x\\""}',
+    }
+    return bodies.get(route_name, b"")
 
 
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.name)
@@ -130,8 +136,8 @@ def test_every_route_answers_as_the_document_says(relay: RelayProcess, route: An
                 check(json.loads(data), document()["components"]["schemas"][result.__name__])
             case Describes():
                 assert json.loads(data)["openapi"]
-            case Streams():
-                entry = document()["components"]["schemas"]["LogEntry"]
+            case Streams(lines=lines):
+                entry = document()["components"]["schemas"][lines.__name__]
                 for line in data.splitlines():
                     check(json.loads(line), entry)
             case _:

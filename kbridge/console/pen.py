@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kbridge.errors import LineError
+from kbridge.errors import PenHeldError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,11 +54,11 @@ class Pen:
     def take(self, holder: str, *, force: bool = False, taken: Callable[[str], None] | None = None) -> Grip:
         """Take the pen; ``force`` takes it from whoever has it, who is told by ``taken``.
 
-        Raises ``LineError``, naming the holder, when it is held and not taken by force.
+        Raises ``PenHeldError``, naming the holder, when it is held and not taken by force.
         """
         former = self._grip
         if former is not None and not force:
-            raise LineError(
+            raise PenHeldError(
                 "cannot type on this console",
                 why=f"{former.holder} holds its pen",
                 todo="ask them to leave, or take it by force",

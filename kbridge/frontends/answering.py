@@ -78,7 +78,7 @@ class Answering:
                 result = await run(call)
                 self._send(200, "application/json", result.model_dump_json().encode())
             case routes.Streams(run=stream, media_types=media_types):
-                form = getattr(call.query, "format")  # noqa: B009 (each streamed query has one)
+                form = getattr(call.query, "format", "json")
                 self._stream(stream(call), media_types[form])
             case routes.Upgrades(run=session):
                 self._upgrade(session(call))
@@ -114,7 +114,7 @@ class Answering:
                 hint="ask for the upgrade",
                 headers={"Upgrade": "websocket"},
             )
-        body = route.action.body if isinstance(route.action, routes.Answers) else None
+        body = route.action.body if isinstance(route.action, routes.Answers | routes.Streams) else None
         call = Call(
             self._connection.daemon, self._connection.user, found.guest, self._query(route), self._body(body)
         )

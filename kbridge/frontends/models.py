@@ -11,11 +11,16 @@ from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
+from kbridge.expect.script import MAX_TEXT
+
 MAX_LINES = 1_000_000
 MAX_HISTORY_BYTES = 65536
 
 Capability = Literal["console", "debug", "power", "break"]
 PowerAction = Literal["on", "off", "cycle", "reset", "pause", "resume", "nmi"]
+ExpectKind = Literal[
+    "start", "waits", "saw", "timeout", "lost", "gap", "quiet", "sent", "notice", "skipped", "end"
+]
 SysRqKey = Annotated[str, Field(pattern="^[0-9A-Za-z]$", description="A SysRq key, such as h for help")]
 
 
@@ -259,6 +264,48 @@ class LogEntry(_Given):
         description="console.text (field `text`: latin-1, a character a byte), console.gap (`reason`, "
         "`lost`: how many bytes, 0 where unknown), or an event's, such as machine.reset"
     )
+
+
+class Expect(_Taken):
+    """A script to run on a guest's console."""
+
+    script: str = Field(max_length=MAX_TEXT, description="Its text (docs/expect.md)")
+    name: str = Field(default="", max_length=100, description="What the time line is to call it")
+    set: dict[str, str] = Field(default={}, max_length=100, description="Values of its variables")
+    secrets: dict[str, str] = Field(
+        default={}, max_length=100, description="Values of its secrets, which no transcript shows"
+    )
+    force: bool = Field(default=False, description="Take the pen from whoever has it")
+
+
+class ExpectEntry(_Given):
+    """A line of a run's transcript; text in it is in quotes, with what acts on a terminal written out."""
+
+    time: datetime
+    elapsed: float = Field(description="Seconds since the run began")
+    kind: ExpectKind = Field(
+        description="start; waits (begins to); saw a pattern; timeout; lost the line; gap: text came too fast; "
+        "quiet: nothing came for long enough; sent keys; notice: words of the line; skipped: entries that the "
+        "peer read too late; end"
+    )
+    line: int = Field(description="Of the script")
+    step: str = Field(description="The script's name for where it is")
+    run: str | None = Field(default=None, description="With start: by which the time line knows it")
+    patterns: list[str] | None = Field(default=None, description="With waits: what for")
+    seconds: float | None = Field(default=None, description="With waits: for how long at most")
+    pattern: str | None = Field(default=None, description="With saw: what it was")
+    text: str | None = Field(
+        default=None, description="With saw: the end of what came since the last one; notice"
+    )
+    last: str | None = Field(default=None, description="With timeout: the end of what came")
+    keys: str | None = Field(default=None, description="With sent; `***` for a secret")
+    waited: float | None = Field(default=None, description="Seconds since this wait began")
+    then: str | None = Field(default=None, description="Where the script goes, if not to the next statement")
+    lost: int | None = Field(default=None, description="With gap: bytes; with skipped: entries")
+    state: Literal["done", "failed", "cancelled"] | None = Field(default=None, description="With end")
+    what: str | None = Field(default=None, description="With end: what happened, in words")
+    why: str | None = Field(default=None, description="With end and lost")
+    todo: str | None = Field(default=None, description="With end: what to do next")
 
 
 class _TraceSelection(_Taken):

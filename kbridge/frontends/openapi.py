@@ -56,7 +56,11 @@ def _operation(route: Route, schemas: dict[str, Any]) -> dict[str, Any]:
             if body is not None:
                 operation["requestBody"] = {"required": True, "content": _json(_schema(body, schemas))}
             responses = {"200": {"description": "Done", "content": _json(_schema(result, schemas))}}
-        case Streams(media_types=media_types):
+        case Streams(media_types=media_types, body=body, lines=lines):
+            if body is not None:
+                operation["requestBody"] = {"required": True, "content": _json(_schema(body, schemas))}
+            # OpenAPI 3.1 has no words for the lines of a stream: an extension has them.
+            operation["x-lines"] = _schema(lines, schemas)
             content: dict[str, Any] = {
                 media: {"schema": {"type": "string"}} for media in media_types.values()
             }

@@ -8,6 +8,8 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TypeVar, cast
 
 from kbridge.console.log import History
+from kbridge.expect import script
+from kbridge.expect.runner import ExpectRun
 from kbridge.frontends import models
 from kbridge.frontends.console_session import ConsoleSession
 from kbridge.frontends.log_session import LogSession
@@ -176,6 +178,20 @@ def console(call: Call) -> SocketSession:
         history_bytes=asked.history,
         alive=lambda: call.daemon.guests.get(guest.name) is guest,
     )
+
+
+def expect(call: Call) -> ExpectRun:
+    """Run a script on a guest's console."""
+    asked, guest = call.given(models.Expect), call.guest
+    run = ExpectRun(
+        guest,
+        script.read(asked.script, asked.set, asked.secrets),
+        by=call.by,
+        name=asked.name,
+        alive=lambda: call.daemon.guests.get(guest.name) is guest,
+    )
+    run.start(force=asked.force)
+    return run
 
 
 def packets(call: Call) -> TracePieces:

@@ -10,7 +10,16 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from kbridge.errors import ConfigError, GuestError, KbridgeError, LineError, MachineError, RecordError
+from kbridge.errors import (
+    ConfigError,
+    GuestError,
+    KbridgeError,
+    LineError,
+    MachineError,
+    PenHeldError,
+    RecordError,
+    ScriptError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,7 +41,9 @@ class Kind(Enum):
     CROSS_ORIGIN = ("cross-origin", 403, "Requests of web pages are refused")
     UPGRADE_REQUIRED = ("upgrade-required", 426, "This path is a WebSocket")
     INVALID_CONFIGURATION = ("invalid-configuration", 422, "The configuration is not valid")
+    INVALID_SCRIPT = ("invalid-script", 422, "The script is not valid")
     LINE = ("line", 409, "The console line refused")
+    PEN_HELD = ("pen-held", 409, "Somebody else has the console's pen")
     MACHINE = ("machine", 502, "The machine monitor refused or does not answer")
     RECORD = ("record", 500, "The record cannot be read")
     REFUSED = ("refused", 409, "kbridge refused")
@@ -79,8 +90,12 @@ def problem_of(error: KbridgeError) -> Problem:
     match error:
         case ConfigError():
             kind = Kind.INVALID_CONFIGURATION
+        case ScriptError():
+            kind = Kind.INVALID_SCRIPT
         case GuestError():
             kind = Kind.NOT_CAPABLE
+        case PenHeldError():
+            kind = Kind.PEN_HELD
         case LineError():
             kind = Kind.LINE
         case MachineError():
@@ -89,7 +104,7 @@ def problem_of(error: KbridgeError) -> Problem:
             kind = Kind.RECORD
         case _:
             kind = Kind.REFUSED
-    if isinstance(error, ConfigError):
+    if isinstance(error, ConfigError | ScriptError):
         # Its text has all mistakes, one a line.
         return Problem(kind, str(error))
     return Problem(kind, f"{error.what}: {error.why}" if error.why else error.what, error.todo)

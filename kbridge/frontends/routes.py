@@ -36,10 +36,16 @@ class Answers:
 
 @dataclass(frozen=True, slots=True)
 class Streams:
-    """Answers with a record, piece by piece; the query's ``format`` chooses the media type."""
+    """Answers with a record, piece by piece.
+
+    The query's ``format`` chooses the media type; what has none is ``json``.
+    """
 
     run: Callable[[Call], PieceReader]
     media_types: Mapping[Any, str]
+    body: type[BaseModel] | None = None
+    lines: type[BaseModel] = models.LogEntry
+    """What the lines of ``json`` are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,11 +154,19 @@ ROUTES: Final = (
         problems=(Kind.NOT_CAPABLE, Kind.UPGRADE_REQUIRED),
     ),
     Route(
+        "expect",
+        "POST",
+        "/guests/{name}/expect",
+        "Run a script on the console; the answer is its transcript, as it comes; who hangs up ends the run",
+        Streams(operations.expect, {"json": MEDIA_TYPES["json"]}, models.Expect, models.ExpectEntry),
+        problems=(Kind.NOT_CAPABLE, Kind.LINE, Kind.PEN_HELD, Kind.INVALID_SCRIPT),
+    ),
+    Route(
         "packets",
         "GET",
         "/guests/{name}/packets",
         "The record of what debuggers, relay and stub said to each other, in words; as a WebSocket, from now on",
-        Streams(operations.packets, TRACE_MEDIA_TYPES),
+        Streams(operations.packets, TRACE_MEDIA_TYPES, lines=models.TraceLine),
         models.TraceQuery,
         problems=(Kind.NOT_CAPABLE,),
     ),
