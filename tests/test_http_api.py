@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from relay_lab import RelayProcess, wait_for
 
+from kbridge.console_client import ConsoleClient
+from kbridge.control import Control
 from kbridge.frontends.openapi import document
 from kbridge.frontends.routes import ROUTES, Answers, Describes, Streams, Upgrades
 
@@ -290,6 +292,23 @@ def test_operations_carry_the_name_of_the_caller(relay: RelayProcess) -> None:
     _, data = relay.ask("GET", "/guests/web1/log?lines=100")
     events = [json.loads(line) for line in data.splitlines()]
     assert {"kind": "operator.break", "by": ME, "sysrq": "h"}.items() <= events[-1].items()
+
+
+def test_break_is_for_who_has_the_pen(relay: RelayProcess) -> None:
+    with ConsoleClient(Control(relay.control), "web1", read_only=False, history=0) as person:
+        person.ask({"type": "pen", "action": "take"})
+        wait_for(lambda: relay.json("GET", "/guests/web1")[1]["console"]["pen"], "the pen")
+        status, problem = relay.json("POST", "/guests/web1/break", {})
+        assert (status, problem["type"]) == (409, "urn:kbridge:problem:pen-held")
+        assert ME in problem["detail"]
+        done = relay.run("break", "web1")
+        assert done.returncode == 1
+        assert f"{ME} holds the pen of web1; ask them to leave, or take it by --force" in done.stderr
+        forced = relay.run("break", "web1", "--force")
+        assert "BREAK cannot be sent" in forced.stderr  # by this line
+        said = [one.get("text", "") for one in person.messages(1) if isinstance(one, dict)]
+        assert f"{ME} (break) took the pen: what you type from now on is discarded" in said
+    wait_for(lambda: relay.json("GET", "/guests/web1")[1]["console"]["pen"] is None, "the pen's release")
 
 
 def test_reload_applies_what_differs(relay: RelayProcess) -> None:

@@ -6,9 +6,10 @@ import time
 
 import click
 
+from kbridge.commands.pen_question import ask_for_pen
 from kbridge.console.log import Text
 from kbridge.console_client import ConsoleClient
-from kbridge.control import guest_path, relay
+from kbridge.control import Refused, guest_path, relay
 from kbridge.errors import GuestError
 from kbridge.frontends.log_text import PlainText
 from kbridge.options import relay_options
@@ -23,15 +24,20 @@ MAX_ANSWER_BYTES = 65536
 @relay_options
 @click.argument("guest")
 @click.option("--sysrq", metavar="KEY", help="Send this SysRq key after the BREAK: h prints what there are.")
-def command(control: str | None, config: str | None, guest: str, sysrq: str | None) -> None:
+@click.option("--force", is_flag=True, help="Take the pen from whoever types on the console.")
+def command(control: str | None, config: str | None, guest: str, sysrq: str | None, *, force: bool) -> None:
     """Send BREAK and a SysRq key to a guest's kernel.
 
     Prints what came back on the console.  With --sysrq it is checked that the kernel answered: it prints
-    `sysrq: …` for each key that it takes.
+    `sysrq: …` for each key that it takes.  Where somebody else has the pen you are asked at a terminal.
     """
     api = relay(control, config)
     with ConsoleClient(api, guest, read_only=True, history=0) as console:
-        api.post(guest_path(guest, "/break"), {"sysrq": sysrq})
+        try:
+            api.post(guest_path(guest, "/break"), {"sysrq": sysrq, "force": force})
+        except Refused as error:
+            ask_for_pen(api, guest, error)
+            api.post(guest_path(guest, "/break"), {"sysrq": sysrq, "force": True})
         answer = _answer(console)
     text = PlainText().feed(Text(0, 0, answer)).strip("\n")
     if text:

@@ -155,6 +155,7 @@ class Break(_Taken):
     """How to break in."""
 
     sysrq: SysRqKey | None = None
+    force: bool = Field(default=False, description="Take the pen from whoever has it")
 
 
 class Done(_Given):

@@ -101,10 +101,14 @@ async def power(call: Call) -> models.Done:
 
 
 async def break_in(call: Call) -> models.Done:
-    """Send BREAK, and a SysRq key after it."""
+    """Send BREAK, and a SysRq key after it, with the pen in hand: nobody's keys come between."""
     asked, guest = call.given(models.Break), call.guest
     offset = guest.recorder.ring.head
-    await guest.break_in(call.by, sysrq=asked.sysrq)
+    grip = guest.pen.take(f"{call.by} (break)", force=asked.force)
+    try:
+        await guest.break_in(call.by, sysrq=asked.sysrq)
+    finally:
+        grip.release()
     return models.Done(offset=offset)
 
 

@@ -111,7 +111,7 @@ ROUTES: Final = (
         "/guests/{name}/break",
         "Send BREAK on the console, and a SysRq key after it",
         Answers(operations.break_in, models.Done, models.Break),
-        problems=(Kind.NOT_CAPABLE, Kind.LINE, Kind.MACHINE, Kind.REFUSED),
+        problems=(Kind.NOT_CAPABLE, Kind.LINE, Kind.PEN_HELD, Kind.MACHINE, Kind.REFUSED),
     ),
     Route(
         "kernel",
