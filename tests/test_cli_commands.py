@@ -51,7 +51,21 @@ def test_help_and_version_need_nothing(relay: RelayProcess) -> None:
 
 @pytest.mark.parametrize(
     "command",
-    ["up", "reload", "ls", "console", "log", "triage", "gdb", "attach", "power", "expect", "break", "config", "doctor"],
+    [
+        "up",
+        "reload",
+        "ls",
+        "console",
+        "log",
+        "triage",
+        "gdb",
+        "attach",
+        "power",
+        "expect",
+        "break",
+        "config",
+        "doctor",
+    ],
 )
 def test_every_command_has_help(relay: RelayProcess, command: str) -> None:
     done = relay.run(command, "--help")
