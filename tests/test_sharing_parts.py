@@ -13,6 +13,7 @@ from rsp.world import World
 from gdbstubs import commands
 from gdbstubs.armed import Armed
 from gdbstubs.control import Control
+from gdbstubs.effects import SessionId
 from gdbstubs.errors import ENOSPC
 from gdbstubs.stops import MOST_REMEMBERED, Stops
 from gdbstubs.target import Breakpoint, BreakpointKind, Halted, ThreadId
@@ -472,3 +473,22 @@ def test_each_refusal_is_reported_once_until_control_changes() -> None:
     world.ask(ben, b"M1000,1:00")
     world.settle()
     assert len(refused()) == 3
+
+
+# -- a reset ------------------------------------------------------------------------------------------------------
+
+
+def test_who_cannot_follow_a_reboot_is_told_to_set_breakpoints_anew() -> None:
+    world = World()
+    gdb, lldb = world.open(no_ack=True), world.open(no_ack=True)
+    for number in (gdb, lldb):
+        world.ask(number, b"qSupported:swbreak+", b"?", b"vCont;c")
+        world.flow()
+    world.exchange._sessions[SessionId(gdb)].server._follower.follows = True
+    world.do(world.exchange.machine_reset, world.now)
+    world.flow()
+    assert world.sessions[gdb].debugger.words[-1] == "kbridge: web1 was reset\n"
+    assert world.sessions[lldb].debugger.words[-1] == (
+        "kbridge: web1 was reset: its kernel may come to another place, where breakpoints have to be set anew\n"
+    )
+    assert world.exchange.waits_to_read_again
