@@ -132,6 +132,32 @@ def test_others_have_their_turn(guest: Guest) -> None:
     run.close()
 
 
+def test_a_loop_that_only_sends_lets_others_have_their_turn(guest: Guest) -> None:
+    guest.reactor.step = 0.0001
+    turns: list[float] = []
+    run = guest.run('pace off\nagain:\nsend "x"\ngoto again')
+    assert run.outcome is None
+    guest.reactor.callLater(0, lambda: turns.append(guest.reactor.rightNow))
+    guest.reactor.advance(0)
+    assert turns[0] < 0.1
+    for _ in range(10_000):
+        guest.reactor.advance(0)
+    assert run.outcome is not None
+    assert "10000 things" in run.outcome.what
+    assert guest.is_free()
+
+
+def test_one_that_is_in_the_middle_of_a_flood_ends_at_once(guest: Guest) -> None:
+    run = guest.run('wait "login:" 60s')
+    guest.reactor.step = 0.001
+    guest.recorder.append(b"x" * 60_000)
+    for listener in tuple(guest.line.listeners):
+        listener(LineState.CLOSED, "closed by kbridge")
+    assert not run.follows
+    assert guest.is_free()
+    assert entries(run)[-1]["what"] == "the relay lets web1 go"
+
+
 def test_a_ring_that_is_overrun_is_said(tmp_path: Path) -> None:
     guest = Guest(tmp_path)
     run = guest.run('pace 1 1s\nsend "abc"\nwait "never" 5s')

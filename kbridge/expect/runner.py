@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from twisted.python.failure import Failure
 
     from kbridge.console.pen import Grip
-    from kbridge.expect.machine import Outcome
+    from kbridge.expect.machine import Effect, Outcome
     from kbridge.expect.script import Script
     from kbridge.guest import Guest
     from kbridge.transports.lines import ConsoleLine
@@ -74,6 +74,7 @@ class ExpectRun:
         self._timer_for = 0.0
         self._turn: IDelayedCall | None = None
         self._pumping = False
+        self._finished = False
         self._wake: Callable[[], None] | None = None
 
     @property
@@ -111,6 +112,10 @@ class ExpectRun:
     def cancel(self, why: str) -> None:
         """End it; nothing happens when it has ended."""
         self._machine.cancel(why, self._now())
+        if self._turn is not None:
+            # At once: what it works on may be closed next.
+            self._turn.cancel()
+            self._turn = None
         self._pump()
 
     # What the answer's stream calls.
@@ -132,7 +137,7 @@ class ExpectRun:
     @property
     def follows(self) -> bool:
         """Whether more may come when there is nothing now."""
-        return self.outcome is None
+        return not self._finished
 
     def watch(self, wake: Callable[[], None]) -> Callable[[], None]:
         """Have ``wake`` called when there may be more, until the function returned is called."""
@@ -204,8 +209,10 @@ class ExpectRun:
 
     def _some(self) -> bool:
         """Do one thing; return whether there may be another."""
-        self._carry_out()
         machine = self._machine
+        if effects := machine.effects():
+            self._carry_out(effects)
+            return True
         if machine.outcome is not None:
             return False
         if self._due and (not machine.wants_bytes or self._cursor.offset >= self._due[0][0]):
@@ -223,19 +230,18 @@ class ExpectRun:
             self._cursor.offset = found.offset + machine.receive(found.data, self._now())
         return True
 
-    def _carry_out(self) -> None:
-        # What is done may be refused, which has effects of its own.
-        while effects := self._machine.effects():
-            for effect in effects:
-                match effect:
-                    case Keys(data):
-                        self._type(data)
-                    case Break(sysrq):
-                        self._break(sysrq)
-                    case Entry():
-                        self._tell(effect)
-                    case _:
-                        assert_never(effect)
+    def _carry_out(self, effects: list[Effect]) -> None:
+        # What becomes of one may have effects of its own: they are the next turn's, for a script may loop.
+        for effect in effects:
+            match effect:
+                case Keys(data):
+                    self._type(data)
+                case Break(sysrq):
+                    self._break(sysrq)
+                case Entry():
+                    self._tell(effect)
+                case _:
+                    assert_never(effect)
 
     def _type(self, keys: bytes) -> None:
         assert self._line is not None
@@ -286,6 +292,7 @@ class ExpectRun:
         for stop in self._stops:
             stop()
         self._stops = []
+        self._finished = True
         self._due.clear()
         # A guest that is let go closes its line before its record: the run has ended then.
         recorder = self._guest.recorder
