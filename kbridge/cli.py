@@ -30,7 +30,7 @@ SECTIONS: Final[Mapping[str, Mapping[str, str]]] = {
     "A guest": {
         "console": "Look at, and type on, a guest's console.",
         "log": "Print what a guest's console said and what was done.",
-        "triage": "Say how far a guest's last boot came, and what failed.",
+        "triage": "Say how far a guest's last boot came, how long that took, what failed, and what to try.",
         "gdb": "Debug a guest's kernel with gdb.",
         "drgn": "Open drgn on a guest's memory, read-only.",
         "trace": "Show what debuggers and stub say to each other.",
