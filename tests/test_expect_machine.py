@@ -333,6 +333,60 @@ def test_splits_make_no_difference(script: str, pieces: list[bytes]) -> None:
     assert transcript(script, [data[at : at + 1] for at in range(len(data))]) == whole
 
 
+ACTIONS = ["next", "goto one", "goto two", "done", 'fail "no" "try"']
+PATTERNS = ['"a"', "/[ab]c/", 'raw "\\e["', "/^b/i", '"\\xff"']
+STATEMENTS = st.one_of(
+    st.sampled_from(
+        ['send "x"', 'send "long enough for two"', "send-break", "goto two", "quiet 1s 3s", "goto one"]
+    ),
+    st.tuples(
+        st.lists(
+            st.tuples(st.sampled_from([*PATTERNS, "timeout", "lost"]), st.sampled_from(ACTIONS)), min_size=1
+        ),
+    ).map(
+        lambda found: (
+            "wait 2s\n" + "\n".join(f"on {what} {action}" for what, action in dict(found[0]).items())
+        )
+    ),
+)
+EVENTS = st.one_of(
+    st.sampled_from([b"a", b"ac", b"bc\r\n", b"\x1b[", b"\xff", b"\x1b]x", b"\xc3"]),
+    st.sampled_from(["lose", "gap", "break", "refuse", "notice"]),
+    st.floats(0, 4),
+)
+
+
+@given(st.lists(STATEMENTS, max_size=5), st.lists(STATEMENTS, max_size=5), st.lists(EVENTS, max_size=20))
+def test_whatever_happens_it_has_a_deadline_or_an_end(
+    one: list[str], two: list[str], events: list[bytes | str | float]
+) -> None:
+    run = Run("\n".join(["pace 8 5ms", "limit 1m", "one:", *one, "two:", *two, "done"]))
+    for event in events:
+        assert (run.machine.deadline is None) == (run.state is not None)
+        assert run.machine.deadline is None or run.machine.deadline >= run.now
+        match event:
+            case bytes():
+                run.say(event)
+            case "lose":
+                run.lose_line()
+            case "gap":
+                run.machine.gap(9, run.now)
+            case "break":
+                run.machine.written(run.now)
+            case "refuse":
+                run.machine.not_sent("full", run.now)
+            case "notice":
+                run.machine.notice("words", run.now)
+            case float():
+                run.sleep(event)
+        run._take()
+        assert ("end" in run.kinds()) == (run.state is not None)
+        assert "end" not in run.kinds()[:-1]
+    run.sleep(61)
+    assert run.state is not None
+    assert run.kinds().index("end") == len(run.entries) - 1
+
+
 CAPTURES = {
     "grub-bios-single": 'wait "GNU GRUB"\nwait /automatically in \\d+s/\nwait /Linux version [\\d.]+/\ndone "a kernel"',
     "panic": 'again:\nwait\n on /^\\/ # / goto again\n on /Kernel panic - [^\\n]*\\n/ done "a panic"',

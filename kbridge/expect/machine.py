@@ -191,6 +191,8 @@ class Machine:
 
     def gap(self, lost: int, now: float) -> None:
         """Note that so many bytes came that will not be received."""
+        if self._phase is _Phase.ENDED:
+            return
         self._console.reset()
         self._pending = ""
         self._seen = ""
