@@ -43,11 +43,11 @@ def told(*pieces: bytes, columns: int = 80) -> Told:
     return watcher
 
 
-# Not here, because pyte 0.8.2 is wrong about them: DECSTBM, NEL, and DL where rows are empty.
+# Not here, because pyte 0.8.2 is wrong about them: DECSTBM, NEL, DL where rows are empty, DECRC for the second time.
 TOKENS = [
     b"\r", b"\n", b"\b", b"\t", b"abc", b"hello world 12", b"x" * 9, b"\x1b[H", b"\x1b[2J", b"\x1b[J", b"\x1b[1J",
     b"\x1b[K", b"\x1b[1K", b"\x1b[2K", b"\x1b[3;4H", b"\x1b[99;40H", b"\x1b[5A", b"\x1b[2B", b"\x1b[3C", b"\x1b[2D",
-    b"\x1b7", b"\x1b8", b"\x1bD", b"\x1bM", b"\x1b[2L", b"\x1b[2P", b"\x1b[2@", b"\x1b[3X", b"\x1b[7m", b"\x1b[0m",
+    b"\x1bD", b"\x1bM", b"\x1b[2L", b"\x1b[2P", b"\x1b[2@", b"\x1b[3X", b"\x1b[7m", b"\x1b[0m",
     b"\x1b[4G", b"\x1b[3d", b"\x1bc", b"\x1b[?25l", b"\x1b[6n", b"\x1b(B",
 ]  # fmt: skip
 
@@ -84,6 +84,10 @@ def test_margins_keep_what_is_outside_them() -> None:
     assert shown(data) == ["top", "b", "c", "d", "new", "end"]
     assert shown(data + b"\x1b[2;1H\x1b[M") == ["top", "c", "d", "new", "", "end"]
     assert shown(data + b"\x1b[2;1H\x1bMx") == ["top", "x", "b", "c", "d", "end"]
+
+
+def test_the_cursor_comes_back_to_where_it_was_saved_each_time() -> None:
+    assert shown(b"ab\x1b7\r\nx\x1b8cd\x1b8C\x1b[5;5H\x1b[uD")[:2] == ["abDd", "x"]
 
 
 def test_a_chosen_entry_is_known_by_its_reverse_or_its_light_background() -> None:

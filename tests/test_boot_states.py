@@ -113,6 +113,11 @@ def test_grubs_command_line() -> None:
     ]
 
 
+def test_systemd_boots_countdown_that_is_stopped() -> None:
+    data = b"\x1b[2J\x1b[24;30HBoot in 3 s.\x1b[27;1H\x1b[24;30H            \x1b[27;1H"
+    assert seen(data) == [(State.COUNTDOWN, "systemd-boot"), (State.MENU, "systemd-boot")]
+
+
 def test_grubs_password() -> None:
     assert seen(b"Welcome to GRUB!\r\nEnter username: ") == [(State.LOADER, "GRUB"), (State.LOGIN, "GRUB")]
 
@@ -210,6 +215,30 @@ def test_a_shell_as_init() -> None:
 def test_kernel_text_in_a_prompts_line_leaves_the_shell_alone() -> None:
     data = b"root@web1:~# [   15.195501] kvm: Nested Virtualization enabled\r\n" + BOOT
     assert [state for state, _ in seen(data)] == [State.SHELL, State.KERNEL, State.INITRAMFS]
+
+
+def test_typed_text_that_the_kernel_parted_from_its_prompt_is_typed_all_the_same() -> None:
+    data = (
+        b"root@web1:~# [   15.195501] kvm: Nested Virtualization enabled\r\ndmesg\r\n"
+        + BOOT
+        + b"root@web1:~# "
+    )
+    assert [state for state, _ in seen(data)] == [State.SHELL, State.UNKNOWN, State.SHELL]
+    parted = b"root@web1:~# dm[   15.195501] kvm: Nested Virtualization enabled\r\nesg\r\n" + BOOT
+    assert [state for state, _ in seen(parted)] == [State.SHELL, State.UNKNOWN]
+    echoed = b"root@web1:~# echo '[    0.000000] Linux version 6.1.0 (x@y)'\r\n"
+    assert [state for state, _ in seen(echoed)] == [State.SHELL]
+
+
+def test_a_guest_that_somebody_else_reboots_boots() -> None:
+    stops = (
+        b"[  OK  ] Stopped target multi-user.target - Multi-User System.\r\n"
+        b"         Stopping cron.service - Regular background program processing daemon...\r\n"
+    )
+    quiet = b"web1 login: " + b"\r\n" + stops + BOOT
+    assert [state for state, _ in seen(quiet)] == [State.LOGIN, State.KERNEL, State.INITRAMFS]
+    asked = b"root@web1:~# reboot\r\nBroadcast message\r\n" + stops + b"Welcome to GRUB!\r\n" + BOOT
+    assert [state for state, _ in seen(asked)] == [State.SHELL, State.LOADER, State.KERNEL, State.INITRAMFS]
 
 
 def test_after_a_reset_it_begins_anew_at_the_offset_given() -> None:

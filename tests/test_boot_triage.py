@@ -228,6 +228,19 @@ def test_what_a_boot_got_over_is_no_failure() -> None:
     assert over.verdict is Verdict.UP
 
 
+def test_what_a_command_prints_is_no_failure() -> None:
+    shell = SYSTEM + "root@web1:~# "
+    old = (
+        KERNEL + "[    9.123456] Kernel panic - not syncing: Attempted to kill init! exitcode=0x0000000b\r\n"
+    )
+    report = diagnose((shell + "cat /var/log/old\r\n" + old + "root@web1:~# ").encode())
+    assert (report.verdict, report.reached, names(report)) == (Verdict.UP, State.SHELL, set())
+    crash = "[   99.123456] Kernel panic - not syncing: sysrq triggered crash\r\n"
+    end = "[   99.223456] ---[ end Kernel panic - not syncing: sysrq triggered crash ]---\r\n"
+    report = diagnose((shell + "echo c > /proc/sysrq-trigger\r\n" + crash + end).encode())
+    assert (report.verdict, report.reached, names(report)) == (Verdict.FAILED, State.PANIC, {"panic"})
+
+
 def test_an_emergency_shell_is_not_up() -> None:
     text = SYSTEM + (
         "You are in emergency mode. After logging in, type\r\nGive root password for maintenance\r\n"

@@ -6,9 +6,9 @@ know; what it says depends on the bytes alone, not on how they were cut into pie
 
 The places where text does not mean what it says:
 
-- A command that somebody types may print anything (``dmesg`` prints a whole boot).  From the moment that text
-  stands behind a prompt until the next prompt only the rules that name the state in ``over`` are believed; a shell
-  that shows another state's text meanwhile is ``UNKNOWN``.
+- A command that somebody types may print anything (``dmesg`` prints a whole boot).  From the moment that something
+  other than a kernel's or systemd's own line follows a prompt until the next prompt only the rules that name the state
+  in ``over`` are believed; a shell that shows another state's text meanwhile is ``UNKNOWN``.
 - Boot loaders draw the same words again and again; a rule is asked only in the states of its ``within``.
 - A menu's words are a menu's only on the screen that has its loader's title: ``needs``.
 """
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Final
 from kbridge.boot.screen import Screen
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 MAX_EVIDENCE: Final = 400
 """Characters of a line that are kept as evidence."""
@@ -128,21 +128,26 @@ def _rule(
 _GRUB_TITLE: Final = "GNU GRUB  version "
 
 LINES: Final = (
-    _rule(State.FIRMWARE, "SeaBIOS", r"SeaBIOS \(version "),
+    _rule(State.FIRMWARE, "SeaBIOS", r"SeaBIOS \(version ", over=_UP),
     _rule(
         State.FIRMWARE,
         "SeaBIOS",
         r"Booting from (?:Hard Disk|DVD/CD|Floppy|ROM)\.\.\.",
         within=_BEFORE_KERNEL,
     ),
-    _rule(State.FIRMWARE, "iPXE", r"iPXE(?: \(http| \d+\.\d+\.\d+\+? )"),
+    _rule(State.FIRMWARE, "iPXE", r"iPXE (?:\(http|\d+\.\d+\.\d+|initialising devices)", over=_UP),
     _rule(State.FAILED, "UEFI", r"BdsDxe: No bootable option or device was found"),
-    _rule(State.FIRMWARE, "UEFI", r"BdsDxe: (?:loading|starting|failed to (?:load|start)) Boot[0-9A-F]{4} "),
-    _rule(State.FIRMWARE, "UEFI", r"UEFI firmware \(version "),
+    _rule(
+        State.FIRMWARE,
+        "UEFI",
+        r"BdsDxe: (?:loading|starting|failed to (?:load|start)) Boot[0-9A-F]{4} ",
+        over=_UP,
+    ),
+    _rule(State.FIRMWARE, "UEFI", r"UEFI firmware \(version ", over=_UP),
     _rule(State.FIRMWARE, "UEFI", r">>Start (?:PXE|HTTP Boot) over IPv[46]", within=_BEFORE_KERNEL),
     _rule(State.FAILED, "SeaBIOS", r"No bootable device\.", within=_BEFORE_KERNEL),
-    _rule(State.LOADER, "GRUB", r"GRUB loading\.?|Welcome to GRUB!"),
-    _rule(State.LOADER, "GRUB", re.escape(_GRUB_TITLE) + r"\d", within=_ANY - _GRUB_SCREEN),
+    _rule(State.LOADER, "GRUB", r"GRUB loading\.?|Welcome to GRUB!", over=_UP),
+    _rule(State.LOADER, "GRUB", re.escape(_GRUB_TITLE) + r"\d", within=_ANY - _GRUB_SCREEN, over=_TYPED_AT),
     _rule(State.LOADER, "GRUB", r"Booting a command list|Booting `.*'", over=_COMMANDS),
     _rule(
         State.LOADER,
@@ -151,12 +156,14 @@ LINES: Final = (
         within=_BEFORE_KERNEL,
         over=_COMMANDS,
     ),
-    _rule(State.LOADER, "Linux's EFI stub", r"EFI stub: \S", over=_COMMANDS),
+    _rule(State.FAILED, "GRUB", r"Failed to boot both default and fallback entries", over=_COMMANDS),
+    _rule(State.LOADER, "Linux's EFI stub", r"EFI stub: \S", over=_TYPED_AT),
     _rule(
         State.LOADER,
         "U-Boot",
         r"U-Boot (?:SPL )?\d{4}\.\d\d\S* \(",
         within=_ANY - {State.COUNTDOWN, State.COMMAND},
+        over=_UP,
     ),
     _rule(State.LOADER, "U-Boot", r"Starting kernel \.\.\.", within=_BEFORE_KERNEL, over=_COMMANDS),
     _rule(State.LOADER, "", r"(?P<program>ISOLINUX|SYSLINUX|PXELINUX|EXTLINUX) \d+\.\d+"),
@@ -191,7 +198,12 @@ LINES: Final = (
         within=_BEFORE_KERNEL - {State.COUNTDOWN},
     ),
     _rule(State.EDITOR, "GRUB", r"Minimum Emacs-like screen editing is supported", needs=_GRUB_TITLE),
-    _rule(State.FIRMWARE, "EFI shell", r"UEFI Interactive Shell v\d"),
+    _rule(
+        State.FIRMWARE,
+        "EFI shell",
+        r"UEFI Interactive Shell v\d",
+        within=_ANY - {State.COUNTDOWN, State.COMMAND},
+    ),
     _rule(State.FIRMWARE, "U-Boot", r"resetting \.\.\.$", within=_COMMANDS, over=_COMMANDS, needs="U-Boot"),
     _rule(State.KERNEL, "Linux", r"Linux version \d+\.\d+\S* \(", over=_COMMANDS),
     _rule(State.KERNEL, "Linux", r"Booting Linux on physical CPU 0x[0-9a-f]+", over=_COMMANDS),
@@ -270,18 +282,37 @@ PROMPTS: Final = (
 )
 """What rows up to the cursor show: whole, and only where they end in a sign and a blank."""
 
+
+@dataclass(frozen=True, slots=True)
+class _Counts:
+    """How a menu counts down."""
+
+    words: str
+    needs: str
+
+
+_COUNTS: Final[Mapping[str, _Counts]] = {
+    "GRUB": _Counts("will be executed automatically in", _GRUB_TITLE),
+    "systemd-boot": _Counts("Boot in ", "systemd-boot"),
+}
+
 STAMP: Final = re.compile(r"\[ {0,4}(\d{1,7}\.\d{6})\](?:\[ *[TC]\d+\])? ")
 """A kernel's time stamp, in seconds since it started."""
+_STATUS: Final = re.compile(
+    r" *\[ *(?:OK|FAILED|DEPEND|TIME|WARN|INFO|\*{1,3}) *\] | {9}(?:Start|Stopp|Unmount|Mount)ing "
+)
+"""What systemd says of its units, at a login prompt or a shell too."""
 _SHELL_AS_INIT: Final = re.compile(r"Run /(?:usr/)?(?:bin|sbin)/(?:ba|da|a|)sh as init process")
 
 
 class Recogniser:
     """Follows one console.  ``state`` is where the guest was last seen; it begins ``UNKNOWN``."""
 
-    def __init__(self, on_line: Callable[[str, str, int], None] | None = None) -> None:
-        """Begin at offset 0; ``on_line`` is called with each line, what follows its time stamp, and its offset.
+    def __init__(self, on_line: Callable[[str, str, int, bool], None] | None = None) -> None:
+        """Begin at offset 0.
 
-        It is called before the line's own change of state.
+        ``on_line`` is called with each line, what follows its time stamp, its offset, and whether it is to be
+        believed: whether no command may have printed it.
         """
         self._on_line = on_line
         self._changes: list[Change] = []
@@ -325,23 +356,30 @@ class Recogniser:
             return
         stamp = STAMP.search(text)
         body = text[stamp.end() :] if stamp is not None else text.lstrip()
-        if (
-            stamp is None
-            and self._typed_at is None
-            and self.state in _TYPED_AT
-            and text.startswith(self._prompt)
-            and len(text) > len(self._prompt)
+        typed_in = self.state if self.state in _TYPED_AT else None
+        behind = whole[len(self._prompt) :].strip() if typed_in and whole.startswith(self._prompt) else ""
+        if behind and STAMP.match(behind) is None:
+            # What somebody typed; no rule is asked.
+            self._typed_at = self._typed_at or typed_in
+        elif not self._by_rule(text, whole if stamp is None else body, start, end) and (
+            typed_in and stamp is None and text != self._prompt.rstrip() and _STATUS.match(text) is None
         ):
-            self._typed_at = self.state
-        if self._on_line is not None:
-            self._on_line(text, body, self._base + start)
-        for rule in LINES:
-            found = rule.pattern.match(whole if rule.blanks else body)
-            if found is not None and self.state in rule.within and self._has(rule.needs):
-                self._enter(rule, found, text, start, end)
-                break
+            # What a command printed; or, where the kernel wrote between it and the prompt, what was typed.
+            self._typed_at = self._typed_at or typed_in
         if _SHELL_AS_INIT.match(body):
             self._seen.add("a shell as init")
+        if self._on_line is not None:
+            self._on_line(text, body, self._base + start, self._typed_at is None)
+
+    def _by_rule(self, text: str, body: str, start: int, end: int) -> bool:
+        """Look for the first rule that a line obeys, and return whether there is one."""
+        stripped = body.strip()
+        for rule in LINES:
+            found = rule.pattern.match(body if rule.blanks else stripped)
+            if found is not None and self.state in rule.within and self._has(rule.needs):
+                self._enter(rule, found, text, start, end)
+                return True
+        return False
 
     def prompt(self, text: str, start: int, end: int) -> None:
         """Look at what may be a prompt."""
@@ -354,11 +392,12 @@ class Recogniser:
                 return
 
     def _blank(self, start: int, end: int) -> None:
-        """A row was made blank: a countdown that is nowhere any more was stopped."""
-        if self.state is State.COUNTDOWN and self.program == "GRUB" and self._has(_GRUB_TITLE):
-            left = any("will be executed automatically in" in row for row in self.screen.display())
-            if not left:
-                self._change(State.MENU, "GRUB", "(the countdown is gone)", start, end)
+        """A row was made blank: a menu's countdown that is nowhere any more was stopped."""
+        counts = _COUNTS.get(self.program)
+        if self.state is not State.COUNTDOWN or counts is None or not self._has(counts.needs):
+            return
+        if not any(counts.words in row for row in self.screen.display()):
+            self._change(State.MENU, self.program, "(the countdown is gone)", start, end)
 
     def _has(self, needs: str) -> bool:
         if not needs or needs in self._seen:

@@ -224,9 +224,11 @@ class Triage:
 
     # ── taking ──────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _line(self, text: str, body: str, offset: int) -> None:
+    def _line(self, text: str, body: str, offset: int, believed: bool) -> None:
         stamp = STAMP.search(text)
-        self._pending.append((offset, text, body, float(stamp[1]) if stamp is not None else None))
+        seconds = float(stamp[1]) if stamp is not None and believed else None
+        # What a command prints is no symptom, and its time stamps are old.
+        self._pending.append((offset, text, body if believed else "", seconds))
 
     def _settle(self, changes: list[Change]) -> None:
         """Give lines and changes to the boots that they belong to, in order."""
