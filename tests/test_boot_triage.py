@@ -202,7 +202,12 @@ def test_a_row_takes_its_line(name: str, before: str, line: str) -> None:
 
 
 def test_every_row_has_an_example() -> None:
-    shown = {name for name, _, _ in EXAMPLES} | {"console-silent", "hung"}
+    shown = {name for name, _, _ in EXAMPLES} | {
+        "console-silent",
+        "loader-silent",
+        "nothing-on-the-line",
+        "hung",
+    }
     assert shown == {symptom.name for symptom in SYMPTOMS}
 
 
@@ -222,7 +227,7 @@ def test_what_a_boot_got_over_is_no_failure() -> None:
     alert = "ALERT!  /dev/vdb1 does not exist.  Dropping to a shell!\r\n(initramfs) "
     assert (
         diagnose((ROOT + alert).encode()).words
-        == "the kernel has disks, but not the root file system that it was told"
+        == "the root file system that the kernel was told is not there"
     )
     over = diagnose((ROOT + alert + "\r\n" + SYSTEM.removeprefix(ROOT) + LOGIN).encode())
     assert over.verdict is Verdict.UP
@@ -239,6 +244,17 @@ def test_what_a_command_prints_is_no_failure() -> None:
     end = "[   99.223456] ---[ end Kernel panic - not syncing: sysrq triggered crash ]---\r\n"
     report = diagnose((shell + "echo c > /proc/sysrq-trigger\r\n" + crash + end).encode())
     assert (report.verdict, report.reached, names(report)) == (Verdict.FAILED, State.PANIC, {"panic"})
+
+
+def test_drivers_are_missing_only_where_the_whole_kernel_was_heard() -> None:
+    alert = b"ALERT!  /dev/sda1 does not exist.  Dropping to a shell!\r\n"
+    assert names(diagnose(INITRAMFS.encode() + alert)) == {"hypervisor-drivers-missing"}
+    assert names(diagnose(ROOT.encode() + alert)) == {"root-not-found"}
+    assert names(diagnose(INITRAMFS.removeprefix(KERNEL).encode() + alert)) == {"root-not-found"}
+    triage = timed((0, KERNEL))
+    triage.gap(len(KERNEL) + 500, "relay stopped")
+    triage.text(len(KERNEL) + 500, START, INITRAMFS.removeprefix(KERNEL).encode() + alert)
+    assert names(triage.report()) == {"root-not-found"}
 
 
 def test_an_emergency_shell_is_not_up() -> None:
@@ -301,6 +317,9 @@ def test_stages_last_as_the_record_tells() -> None:
             Verdict.HUNG,
             "console-silent",
         ),
+        ("Welcome to GRUB!\r\n", 59, Verdict.UNKNOWN, None),
+        ("Welcome to GRUB!\r\n", 61, Verdict.HUNG, "loader-silent"),
+        ("some text\r\n", 10_000, Verdict.UNKNOWN, None),
         (SYSTEM, 200, Verdict.UNKNOWN, None),
         (SYSTEM, 301, Verdict.HUNG, "hung"),
         (SYSTEM + LOGIN, 100_000, Verdict.UP, None),
@@ -328,6 +347,16 @@ def test_a_reset_begins_a_boot() -> None:
     report = triage.report()
     assert (report.reached, report.begin_ns, report.begin_offset) == (State.KERNEL, START + 60 * SECOND, end)
     assert seconds(report) == [(State.KERNEL, 0.0)]
+
+
+def test_a_boot_without_a_word() -> None:
+    triage = timed((0, SYSTEM + LOGIN))
+    end = len((SYSTEM + LOGIN).encode())
+    triage.event("machine.reset", end, START + 60 * SECOND, {"guest": False})
+    assert names(triage.report(now_ns=START + 119 * SECOND)) == set()
+    report = triage.report(now_ns=START + 121 * SECOND)
+    assert (report.verdict, names(report)) == (Verdict.HUNG, {"nothing-on-the-line"})
+    assert triage.report().verdict is Verdict.UNKNOWN
 
 
 def test_a_relay_that_was_restarted_begins_none() -> None:

@@ -41,10 +41,13 @@ class Symptom:
     refuted_by: frozenset[State] = frozenset()
     """States that show, when they come later, that it was got over."""
     absent: re.Pattern[str] | None = None
-    """A line that would disprove it, had it come before."""
+    """A line that would disprove it, had it come before; so it is claimed only of a boot whose kernel is seen from its
+    beginning, without gaps."""
     silent_in: frozenset[State] = frozenset()
     """With ``silent_seconds``: the states in which silence proves it, by the last line there is."""
     silent_seconds: float = 0.0
+    after: re.Pattern[str] | None = None
+    """A line that must have come for silence to prove it."""
 
 
 _OVER_LOADER: Final = frozenset(
@@ -149,8 +152,7 @@ SYMPTOMS: Final = (
     Symptom(
         "hypervisor-drivers-missing",
         Weight.FATAL,
-        "the root file system is not there, and the kernel has found no disk at all: the drivers for this"
-        " hypervisor's disks are missing",
+        "no root file system, for the kernel found no disk at all: it lacks the drivers of this hypervisor",
         _ROOT_MISSING,
         (
             "put them in the initramfs: virtio_pci, virtio_blk, virtio_scsi (KVM), hv_vmbus, hv_storvsc (Hyper-V)",
@@ -167,7 +169,7 @@ SYMPTOMS: Final = (
     Symptom(
         "root-not-found",
         Weight.FATAL,
-        "the kernel has disks, but not the root file system that it was told",
+        "the root file system that the kernel was told is not there",
         _ROOT_MISSING,
         (
             "compare root= on the kernel's command line with the disks it found; in an initramfs' shell: `blkid`",
@@ -412,6 +414,37 @@ SYMPTOMS: Final = (
         ),
         silent_in=frozenset({State.LOADER}),
         silent_seconds=30.0,
+        after=_any(
+            r"Loading (?:Linux|initial ramdisk) ",
+            r"Booting (?:a command list|`)",
+            r"EFI stub: ",
+            r"Starting kernel \.\.\.",
+        ),
+    ),
+    Symptom(
+        "loader-silent",
+        Weight.HUNG,
+        "the boot loader began, and then fell silent: it waits where the serial line does not show it, or hangs",
+        None,
+        (
+            'GRUB: GRUB_TERMINAL="console serial" and GRUB_SERIAL_COMMAND in /etc/default/grub, then `update-grub`',
+            "look at the machine's screen",
+        ),
+        silent_in=frozenset({State.LOADER}),
+        silent_seconds=60.0,
+    ),
+    Symptom(
+        "nothing-on-the-line",
+        Weight.HUNG,
+        "nothing at all came on the serial line since the machine was reset: nothing in this guest writes to it",
+        None,
+        (
+            "is the line that kbridge reads the machine's first serial port?",
+            "put console=ttyS0,115200 (arm64: ttyAMA0) on the kernel's command line, from the screen or on the disk",
+            'GRUB: GRUB_TERMINAL="console serial" in /etc/default/grub; firmware: its serial console',
+        ),
+        silent_in=frozenset({State.UNKNOWN}),
+        silent_seconds=60.0,
     ),
     Symptom(
         "lockup",

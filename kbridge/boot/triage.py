@@ -134,11 +134,19 @@ class _Boot:
     counts: Counter[str] = field(default_factory=Counter)
     disproved: set[str] = field(default_factory=set)
     refuted: set[str] = field(default_factory=set)
+    seen: set[str] = field(default_factory=set)
+    """Symptoms for which the line came that silence must follow."""
     last: deque[tuple[int, str]] = field(default_factory=lambda: deque(maxlen=MAX_LAST_LINES))
     gaps: list[tuple[int, str]] = field(default_factory=list)
     release: str = ""
     command_line: str = ""
     kernel_seconds: float | None = None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing of what its kernel said is missing, as far as is known."""
+        lost = any(offset > self.offset for offset, _ in self.gaps)
+        return not lost and any(change.state is State.KERNEL for change, _ in self.changes)
 
 
 class Triage:
@@ -281,7 +289,11 @@ class Triage:
         for symptom in SYMPTOMS:
             if symptom.absent is not None and symptom.absent.match(body):
                 boot.disproved.add(symptom.name)
+            if symptom.after is not None and symptom.after.match(body):
+                boot.seen.add(symptom.name)
             if taken or symptom.lines is None or symptom.name in boot.disproved:
+                continue
+            if symptom.absent is not None and not boot.is_whole:
                 continue
             if symptom.lines.match(body):
                 taken = True
@@ -335,28 +347,35 @@ class Triage:
 
     def _stood(self, now_ns: int) -> float | None:
         """Return for how many seconds nothing came, None where that is not known."""
-        return max(now_ns - self._end_ns, 0) / 1e9 if now_ns and self._end_ns else None
+        last = max(self._end_ns, self._boot.wall_ns)
+        return max(now_ns - last, 0) / 1e9 if now_ns and last else None
 
     def _findings(self, now_ns: int) -> tuple[Finding, ...]:
         boot = self._boot
-        state, _ = self._reached()
         silent = self._stood(now_ns)
-        found = []
+        found: list[Finding] = []
         for symptom in SYMPTOMS:
             lines = boot.lines.get(symptom.name)
             if lines and symptom.name not in boot.disproved:
                 refuted = symptom.name in boot.refuted
                 found.append(Finding(symptom, tuple(lines), boot.counts[symptom.name], refuted))
-            elif (
-                silent is not None
-                and symptom.silent_in
-                and state in symptom.silent_in
-                and silent >= symptom.silent_seconds
-                and not any(each.symptom.silent_in for each in found)
-            ):
+            elif silent is not None and self._is_silent(symptom, silent, found):
                 last = tuple(Line(offset, self._when(offset), text) for offset, text in list(boot.last)[-1:])
                 found.append(Finding(symptom, last, len(last), refuted=False))
         return tuple(found)
+
+    def _is_silent(self, symptom: Symptom, silent: float, found: list[Finding]) -> bool:
+        """Whether silence for so many seconds proves a symptom; the first that it proves is enough."""
+        boot = self._boot
+        if any(each.symptom.silent_in for each in found):
+            return False
+        state, _ = self._reached()
+        if state not in symptom.silent_in or silent < symptom.silent_seconds:
+            return False
+        if symptom.after is not None and symptom.name not in boot.seen:
+            return False
+        # Where no state is known, only the silence of a whole boot means something.
+        return state is not State.UNKNOWN or (boot.begun_by == "machine.reset" and not boot.last)
 
 
 _WHERE: Final[Mapping[State, str]] = {
