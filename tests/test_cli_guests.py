@@ -137,3 +137,31 @@ def test_break_and_gdb_on_a_booted_kernel(booted: RelayProcess) -> None:
     )  # fmt: skip
     assert "Thread 2" in plain.stdout, plain.stderr
     wait_for(lambda: state(booted, "vm") == "running", "the guest's going on")
+
+
+@pytest.mark.guest
+@pytest.mark.slow
+def test_triage_of_a_booted_guest_and_of_its_next_boot(booted: RelayProcess) -> None:
+    def triage() -> Any:
+        done = booted.run("triage", "vm", "--json")
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    def is_up() -> Any:
+        report = triage()
+        return report if report["verdict"] == "up" else None
+
+    first = wait_for(is_up, "the verdict", BOOT_SECONDS)
+    assert [stage["state"] for stage in first["stages"]] == ["kernel", "initramfs", "shell"]
+    assert all(stage["seconds_by"] == "record" for stage in first["stages"])
+    kernel = first["stages"][0]
+    # As long by the record's clock as by the kernel's own, to what emulation makes of that.
+    assert 0 < kernel["seconds"] < BOOT_SECONDS
+    assert first["release"] in kernel["text"]
+
+    assert booted.run("power", "vm", "reset").returncode == 0
+    wait_for(lambda: triage()["begun_by"] == "machine.reset", "the reset")
+    again = wait_for(is_up, "the next verdict", BOOT_SECONDS)
+    assert (again["begun_by"], again["boots"]) == ("machine.reset", first["boots"] + 1)
+    assert [stage["state"] for stage in again["stages"]] == ["kernel", "initramfs", "shell"]
+    assert again["begin_offset"] >= first["end_offset"]

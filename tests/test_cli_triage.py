@@ -31,7 +31,7 @@ def test_the_last_boot_of_a_guest(relay: RelayProcess) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     first, *_ = done.stdout.splitlines()
     assert re.fullmatch(
-        r"web1: the last boot, begun \d\d:\d\d:\d\d, by what the console shows; 1 before it.*", first
+        r"web1: the last boot, since it shows on the console, \d\d:\d\d:\d\d; 1 before it.*", first
     )
     assert "\nFAILED: the kernel panicked\n" in done.stdout
     assert "  kernel   6.1.0-56-cloud-amd64\n" in done.stdout
@@ -56,7 +56,7 @@ def test_the_last_boot_of_a_guest(relay: RelayProcess) -> None:
 def test_a_saved_log(relay: RelayProcess) -> None:
     path = FOLDER / "deb-break.raw"
     done = relay.run("triage", "--file", str(path))
-    assert done.stdout.startswith("log: the last boot, the record's own begin\n")
+    assert done.stdout.startswith("log: the last boot, from the record's own beginning\n")
     assert "STOPPED: the initramfs was told to stop at a shell" in done.stdout
     piped = subprocess.run(
         [sys.executable, "-m", "kbridge", "triage", "--file", "-", "--json"],

@@ -199,13 +199,13 @@ def describe(report: Report, guest: str) -> Iterable[str]:
 
 def _head(report: Report, guest: str) -> Iterable[str]:
     begun = {
-        "machine.reset": "the machine was reset",
-        "text": "by what the console shows",
-        "record": "the record's own begin",
+        "machine.reset": "since the machine was reset",
+        "text": "since it shows on the console",
+        "record": "from the record's own beginning",
     }[report.begun_by]
-    when = f"begun {clock(report.begin_ns)}, " if report.begin_ns else ""
+    when = f", {clock(report.begin_ns)}" if report.begin_ns else ""
     before = f"; {report.boots - 1} before it in the record" if report.boots > 1 else ""
-    yield f"{guest or 'log'}: the last boot, {when}{begun}{before}"
+    yield f"{guest or 'log'}: the last boot, {begun}{when}{before}"
     if report.release:
         yield f"  kernel   {report.release}"
     if report.command_line:
@@ -229,6 +229,9 @@ def _table(stages: tuple[Stage, ...]) -> Iterable[str]:
     yield f"  {'stage':{widths[0]}}  {'by':{widths[1]}}  {'lasted':>{widths[2]}}  shown by"
     for state, program, lasted, text in rows:
         yield f"  {state:{widths[0]}}  {program:{widths[1]}}  {lasted:>{widths[2]}}  {text}"
+    known = [stage.seconds for stage in stages[:-1] if stage.seconds is not None]
+    if len(known) > 1 and len(known) == len(stages) - 1:
+        yield f"  until there, {sum(known):.1f} s in all"
     if any(stage.by_kernel for stage in stages):
         yield "  (k: by the kernel's own clock)"
 
