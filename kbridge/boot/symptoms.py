@@ -18,7 +18,7 @@ class Weight(StrEnum):
     """What a symptom means for the boot."""
 
     FATAL = "fatal"
-    """It cannot go on."""
+    """It cannot go on; a claim that waits until it stands, for programs try again in other ways."""
     HUNG = "hung"
     """It does not go on."""
     WARNING = "warning"
@@ -46,6 +46,8 @@ class Symptom:
     silent_in: frozenset[State] = frozenset()
     """With ``silent_seconds``: the states in which silence proves it, by the last line there is."""
     silent_seconds: float = 0.0
+    final: bool = False
+    """Whether the line is the last word, after which nothing need show that the boot stands."""
     after: re.Pattern[str] | None = None
     """A line that must have come for silence to prove it."""
 
@@ -262,6 +264,7 @@ SYMPTOMS: Final = (
             "SELinux: boot once with selinux=0 or enforcing=0, then relabel (`touch /.autorelabel`)",
             "boot with init=/bin/sh and look at what it names",
         ),
+        final=True,
     ),
     Symptom(
         "no-memory-left",

@@ -27,6 +27,8 @@ MAX_LAST_LINES: Final = 5
 MAX_STAGES: Final = 200
 MAX_TIMES: Final = 1 << 17
 MAX_GAPS: Final = 20
+STANDS_SECONDS: Final = 30.0
+"""A boot from which nothing came for so long does not try something else."""
 
 _KERNEL_RAN: Final = frozenset(
     {
@@ -398,22 +400,35 @@ _WHERE: Final[Mapping[State, str]] = {
 }
 
 
-_VERDICTS: Final = (
-    (Weight.FATAL, Verdict.FAILED),
-    (Weight.HUNG, Verdict.HUNG),
-    (Weight.NOTE, Verdict.STOPPED),
-)
-"""What a symptom that stands makes of a boot, the worst first; warnings leave it to the state reached."""
+_STANDS: Final = frozenset(State) - {
+    State.UNKNOWN,
+    State.FIRMWARE,
+    State.LOADER,
+    State.KERNEL,
+    State.INITRAMFS,
+    State.SYSTEMD,
+}
+"""Where a boot does not go on by itself, or not as it was meant to."""
 
 
 def _judge(
     reached: State, program: str, findings: tuple[Finding, ...], silent: float | None
 ) -> tuple[Verdict, str]:
-    standing = [each for each in findings if not each.refuted]
-    for weight, verdict in _VERDICTS:
-        for each in standing:
-            if each.symptom.weight is weight:
-                return verdict, each.symptom.what
+    by_weight = {
+        weight: [each.symptom for each in findings if each.symptom.weight is weight and not each.refuted]
+        for weight in Weight
+    }
+    stands = reached in _STANDS or (silent is not None and silent >= STANDS_SECONDS)
+    so_far = ""
+    for fatal in by_weight[Weight.FATAL]:
+        if stands or fatal.final:
+            return Verdict.FAILED, fatal.what
+        so_far = so_far or fatal.what
+    for weight, verdict in ((Weight.HUNG, Verdict.HUNG), (Weight.NOTE, Verdict.STOPPED)):
+        if by_weight[weight]:
+            return verdict, by_weight[weight][0].what
+    if so_far:
+        return Verdict.UNKNOWN, f"{so_far}; but the record ends there, and it may have gone on"
     by = f" ({program})" if program else ""
     match reached:
         case State.PANIC:
