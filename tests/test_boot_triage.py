@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 import pytest
-from boot_lab import DAMAGE, Log, damaged, diagnose, logs, names
+from boot_lab import DAMAGE, PROMPT_MATTERS, Log, damaged, diagnose, logs, names
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -68,12 +68,14 @@ def test_cut_off_it_claims_no_failure_that_has_not_come(cut: tuple[Log, int]) ->
         assert report.verdict is Verdict.UNKNOWN
 
 
-@given(st.sampled_from(LOGS), DAMAGE)
+@given(st.sampled_from(LOGS).filter(lambda log: log.name not in PROMPT_MATTERS), DAMAGE)
 @settings(max_examples=100, deadline=None)
 def test_damaged_it_finds_nothing_that_was_not_there(log: Log, damage: list[tuple[int, int, bytes]]) -> None:
     data = damaged(log.data, damage)
     report, whole = diagnose(data), diagnose(log.data)
-    assert names(report) <= names(whole)
+    # Without the lines of its disks, or of its begin, a kernel that finds no root looks like the other one that does.
+    same = {"hypervisor-drivers-missing": "root-not-found"}
+    assert {same.get(each, each) for each in names(report)} <= {same.get(each, each) for each in names(whole)}
     if report.verdict in (Verdict.FAILED, Verdict.HUNG):
         assert whole.verdict is report.verdict or "panic" in log.name
 
@@ -175,6 +177,8 @@ EXAMPLES = [
     ("disk-errors", SYSTEM, "[    9.123456] I/O error, dev sda, sector 2048 op 0x0:(READ) flags 0x80700"),
     ("passphrase-asked", ROOT, "Please unlock disk sda3_crypt: "),
     ("initramfs-shell", INITRAMFS, "Spawning shell within the initramfs"),
+    ("initramfs-shell", INITRAMFS, "[   27.858583] dracut-pre-pivot[255]: Warning: Break before switch_root"),
+    ("initramfs-shell", INITRAMFS, "Entering emergency mode. Exit the shell to continue."),
     ("rescue-mode", SYSTEM, 'You are in rescue mode. After logging in, type "journalctl -xb" to view'),
     ("lockup", SYSTEM, "[  242.123456] INFO: task jbd2/sda1-8:199 blocked for more than 120 seconds."),
     ("lockup", SYSTEM, "[   42.123456] rcu: INFO: rcu_preempt self-detected stall on CPU"),

@@ -154,7 +154,7 @@ SYMPTOMS: Final = (
     Symptom(
         "hypervisor-drivers-missing",
         Weight.FATAL,
-        "no root file system, for the kernel found no disk at all: it lacks the drivers of this hypervisor",
+        "no root file system, and no line shows a disk found: most likely the drivers of this hypervisor are missing",
         _ROOT_MISSING,
         (
             "put them in the initramfs: virtio_pci, virtio_blk, virtio_scsi (KVM), hv_vmbus, hv_storvsc (Hyper-V)",
@@ -242,7 +242,6 @@ SYMPTOMS: Final = (
         "systemd gave up and offers an emergency shell",
         _any(
             r"You are in emergency mode",
-            r"Entering emergency mode\.",
             r"Reached target (?:emergency\.target|Emergency Mode)",
             r"\[  OK  \] Reached target (?:emergency\.target|Emergency Mode)",
         ),
@@ -393,7 +392,11 @@ SYMPTOMS: Final = (
         "initramfs-shell",
         Weight.NOTE,
         "the initramfs was told to stop at a shell, by break= or rd.break on the kernel's command line, or gave up",
-        _any(r"Spawning shell within the initramfs", r"Entering emergency mode\. Exit the shell to continue"),
+        _any(
+            r"Spawning shell within the initramfs",
+            r"(?:dracut-[\w-]+\[\d+\]: )?Warning: Break ",
+            r"Entering emergency mode\. Exit the shell to continue",
+        ),
         ("go on with `exit`", "take break= or rd.break off the kernel's command line"),
         refuted_by=_OVER_INITRAMFS,
     ),
