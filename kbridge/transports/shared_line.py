@@ -32,11 +32,13 @@ LOOK_SECONDS: Final = 0.0005
 """After a deadline, for the reactor to read the line once more."""
 MOST_WAITING: Final = 4096
 """Bytes of the client that wait for the guest to stand: a question, sent again a few times."""
-RUNNING_SECONDS: Final = 0.25
+RUNNING_SECONDS: Final = 1.0
 """How long the guest must have run before it is given what was typed: kgdb, back after a step, would read it."""
-KEYS_AT_ONCE: Final = 16
-"""A UART's FIFO, which the kernel empties before the next come."""
+KEYS_AT_ONCE: Final = 8
+"""Half of a UART's FIFO; kgdb, if it stops the guest in that moment, sends its stop again for each of them."""
 KEYS_SECONDS: Final = 0.005
+UNECHOED_SECONDS: Final = 0.1
+"""After which more keys follow though nothing shows that the guest has read those before."""
 MOST_KEYS: Final = 8192
 BREAK_IN_SECONDS: Final = 3.0
 """How long typing is kept after a BREAK, for the stop that it leads to."""
@@ -64,6 +66,9 @@ class SharedLine:
         self._keys = bytearray()
         """What was typed and waits for a guest that has run for a while."""
         self._typing: IDelayedCall | None = None
+        self._typed_at = 0.0
+        self._is_echoed = True
+        """Whether the guest has said anything since it was given keys last."""
         self._owes_delivered = False
         self._runs_since = 0.0
         self._was_running = True
@@ -226,6 +231,7 @@ class SharedLine:
             for one in batch:
                 match one:
                     case Console(data):
+                        self._is_echoed = True
                         self._recorder.append(data)
                     case Stub(data):
                         self._to_client(data)
@@ -275,9 +281,12 @@ class SharedLine:
         self._typing = None
         if self._demux.state is not State.RUNS:
             return  # `_act` comes back to them
-        # Not in the middle of what may become a stop.
-        ran = self._reactor.seconds() - self._runs_since >= RUNNING_SECONDS
-        if ran and self._demux.deadline is None:
+        # Not in the middle of what may become a stop, and not more than the guest reads.
+        now = self._reactor.seconds()
+        ran = now - self._runs_since >= RUNNING_SECONDS
+        reads = self._is_echoed or now - self._typed_at >= UNECHOED_SECONDS
+        if ran and reads and self._demux.deadline is None:
+            self._typed_at, self._is_echoed = now, False
             keys = bytes(self._keys[:KEYS_AT_ONCE])
             del self._keys[:KEYS_AT_ONCE]
             self._write_keys(keys)
