@@ -59,6 +59,8 @@ INTERRUPT_SECONDS: Final = 10.0
 """How long a guest may take to stop; software emulation under load is slow."""
 SILENCE_SECONDS: Final = 0.3
 """How long the stub may be silent about a stop that the monitor reported before we ask the monitor."""
+OF_THE_STUB: Final = "debug"
+"""What a monitor says of a guest that stands because its stub stopped it (QEMU: ``RUN_STATE_DEBUG``)."""
 WORDS_SECONDS: Final = 1.0
 """How long a stop waits for the monitor to say who stopped the guest."""
 MOST_QUEUED: Final = 64
@@ -338,7 +340,11 @@ class Sharing:
         if self.phase not in (Phase.ATTACHED, Phase.LEAVING) or self._asked_generation != self._generation:
             return
         if status.runs is False and self.client.state is State.RUNNING:
-            self.client.assume_stopped(Halted(SIGINT, None, words=self._foreign_words(status)))
+            if status.detail == OF_THE_STUB:
+                # Its own word is late, and says no more of whose stop it is.
+                self.client.assume_stopped(Halted(SIGTRAP, None))
+            else:
+                self.client.assume_stopped(Halted(SIGINT, None, words=self._foreign_words(status)))
         elif status.runs is True and self.client.state is State.STOPPED and self.phase is Phase.ATTACHED:
             self._generation += 1
             self._moved_on()
