@@ -258,6 +258,9 @@ class Guest:
     def _machine_event(self, event: MachineEvent) -> None:
         if event.name == "machine.reset" and self._shared is not None:
             self._shared.machine_reset()
+        if event.name == "machine.found" and self.line is not None:
+            # The machine was started again: what its line says before it is opened is lost.
+            self.line.hurry()
         if (
             event.name in _STEPS_OF_DEBUGGERS
             and not (event.data.get("ours") or event.data.get("cause"))

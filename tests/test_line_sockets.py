@@ -11,6 +11,7 @@ import pytest
 from line_lab import LineTestCase, MemorySink, reactor, until
 
 from kbridge.errors import LineError
+from kbridge.transports import lines
 from kbridge.transports import poller as polling
 from kbridge.transports.endpoints import Tcp, Unix
 from kbridge.transports.lines import MAX_QUEUE_BYTES, LineState
@@ -86,6 +87,18 @@ class UnixLines(LineTestCase):
         assert len(changes) == 3
         with pytest.raises(LineError, match="closed by kbridge"):
             line.write(b"x")
+
+    async def test_a_line_whose_other_end_is_known_to_be_back_is_tried_at_once(self) -> None:
+        self.patch(lines, "FIRST_RETRY_SECONDS", 3600.0)
+        line = self.open_line(Unix(self.path), MemorySink())
+        assert line.state is LineState.LOST
+        line.hurry()
+        assert line.state is LineState.LOST
+        self.listen()
+        line.hurry()
+        await self.is_open(line)
+        line.hurry()
+        assert line.state is LineState.OPEN
 
     async def test_writes_are_in_order_and_bounded(self) -> None:
         line, peer = await self.connected(MemorySink())

@@ -105,6 +105,9 @@ class ConsoleLine(Protocol):
     def on_words(self, listener: Callable[[str], None]) -> Callable[[], None]:
         """Call ``listener`` with words for who types, until the function returned is called."""
 
+    def hurry(self) -> None:
+        """Try now to open a line that waits to be tried again: something tells that its other end is back."""
+
 
 class Line:
     """A ``ConsoleLine`` over any transport."""
@@ -235,6 +238,13 @@ class Line:
     def on_words(self, listener: Callable[[str], None]) -> Callable[[], None]:
         """Call ``listener`` with words for who types: a line that carries the console only has none."""
         return lambda: None
+
+    def hurry(self) -> None:
+        """Try now to open the line, if it waits to be tried again."""
+        if self._retry is not None:
+            self._retry.cancel()
+            self._delay = FIRST_RETRY_SECONDS
+            self.start()
 
     # Opening and losing.
 

@@ -154,6 +154,10 @@ class SharedLine:
 
         return stop
 
+    def hurry(self) -> None:
+        """Try now to open a line that waits to be tried again."""
+        self._own.hurry()
+
     @property
     def _own(self) -> ConsoleLine:
         assert self._line is not None, "the line was not opened yet"
