@@ -346,18 +346,22 @@ class Sharing:
             else:
                 self.client.assume_stopped(Halted(SIGINT, None, words=self._foreign_words(status)))
         elif status.runs is True and self.client.state is State.STOPPED and self.phase is Phase.ATTACHED:
-            self._generation += 1
-            self._moved_on()
-            self.client.assume_running()
-            self.client.await_stop(self._stopped)
-            self._emit(Report("debugger.overtaken", {"why": "somebody else has resumed the guest"}))
-            self._run_after = True
-            self._write_journal()
+            self._overtaken()
             if self.control.holder is not None:
                 self.control.holder.say(
                     f"{self.guest} was resumed by its machine monitor: 'continue' waits for its next stop, "
                     "an interrupt stops it"
                 )
+
+    def _overtaken(self) -> None:
+        """Take note that somebody else has resumed the guest."""
+        self._generation += 1
+        self._moved_on()
+        self.client.assume_running()
+        self.client.await_stop(self._stopped)
+        self._emit(Report("debugger.overtaken", {"why": "somebody else has resumed the guest"}))
+        self._run_after = True
+        self._write_journal()
 
     def machine_runs(self, *, runs: bool) -> None:
         """Take note that the monitor reported the guest resumed or stopped, by whomever.
@@ -1035,7 +1039,12 @@ class Sharing:
     def _deliver_foreign(self, status: MachineStatus) -> None:
         held, self._held_stop = self._held_stop, None
         self._clear_deadline()
-        if held is not None:
+        if held is None:
+            return
+        if status.runs is True and self.client.state is State.STOPPED and self.phase is Phase.ATTACHED:
+            # The pause is over already.  Whoever went on from it would stop the guest anew.
+            self._overtaken()
+        else:
             self._deliver(Halted(held.signal, held.thread, held.reason, self._foreign_words(status)))
 
     def _foreign_words(self, status: MachineStatus) -> str:
