@@ -8,13 +8,16 @@ from dataclasses import dataclass
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rsp import stub
 from rsp.world import World
 
 from gdbstubs import commands
 from gdbstubs.armed import Armed
+from gdbstubs.client import State
 from gdbstubs.control import Control
 from gdbstubs.effects import SessionId
 from gdbstubs.errors import ENOSPC
+from gdbstubs.sharing import MachineStatus
 from gdbstubs.stops import MOST_REMEMBERED, Stops
 from gdbstubs.target import Breakpoint, BreakpointKind, Halted, ThreadId
 
@@ -492,3 +495,39 @@ def test_who_cannot_follow_a_reboot_is_told_to_set_breakpoints_anew() -> None:
         "kbridge: web1 was reset: its kernel may come to another place, where breakpoints have to be set anew\n"
     )
     assert world.exchange.waits_to_read_again
+
+
+# -- a guest that somebody else pauses and resumes ----------------------------------------------------------------
+
+
+def running(world: World) -> int:
+    """A session that waits for a stop of a guest that runs."""
+    number = world.open(no_ack=True)
+    world.ask(number, b"qSupported:swbreak+", b"?", b"vCont;c")
+    world.flow()
+    assert world.exchange.client.state is State.RUNNING
+    return number
+
+
+def test_a_stop_whose_word_is_late_is_the_stubs_own_and_changes_nothing_for_who_leaves() -> None:
+    world = World()
+    running(world)
+    sharing = world.exchange.sharing
+    assert sharing._run_after
+    sharing._ask_machine()
+    world.exchange.machine_status(MachineStatus(runs=False, detail="debug"), world.now)
+    assert sharing.stops.latest is not None
+    assert sharing.stops.latest.halted == Halted(5, None)
+    assert sharing._run_after
+
+
+def test_a_pause_that_is_over_when_its_reason_is_asked_for_is_no_stop() -> None:
+    world = World()
+    number = running(world)
+    sharing, before = world.exchange.sharing, world.exchange.sharing.stops.number
+    world.exchange.stub_data(stub.packet(b"T02thread:p01.01;"), world.now)
+    assert sharing._held_stop is not None
+    world.exchange.machine_status(MachineStatus(runs=True, detail="running"), world.now)
+    assert (sharing.stops.number, sharing._run_after) == (before, True)
+    assert world.exchange.client.state is State.RUNNING
+    assert world.exchange._sessions[SessionId(number)].server.waiting
