@@ -85,7 +85,6 @@ class Exchange:
         resume_on_leave: bool = True,
     ) -> None:
         self.effects: list[Effect] = []
-        self._guest = guest
         self.client = StubClient(dialect, self.announce, lambda: self.effects.append(BreakIn()))
         self.sharing = Sharing(guest, self.client, self.effects.append, resume_on_leave=resume_on_leave)
         self._any = AnyProcessor(self.sharing.pages.read, self.client.list_threads)
@@ -317,7 +316,7 @@ class Exchange:
     def machine_reset(self, now: float) -> None:
         """Take note that the machine was reset: its kernel may come to another place."""
         for session in self._sessions.values():
-            words = f"{self._guest} was reset"
+            words = f"{self.sharing.guest} was reset"
             if not session.server.follows:
                 words += ": its kernel may come to another place, where breakpoints have to be set anew"
             session.server.say(words)

@@ -635,20 +635,14 @@ class Server:
         reads_again = self._library is not None and "exec-events+" in self._features
 
         def stopped(stop: Stop | TargetError) -> None:
-            told = self._follower.stop or stop
-            thread = told.thread if isinstance(told, Halted) else None
-            self._viewing.describe(
-                self._thread() if thread in (None, ALL_THREADS) else thread,
-                annex,
-                done,
-                reads_again=reads_again,
-            )
+            thread = self._thread_of(self._follower.stop or stop)
+            self._viewing.describe(thread, annex, done, reads_again=True)
 
         if reads_again:
             # What a session has not been told of it cannot read: gdb asks why the guest stands after this only.
             self._target.why_stopped(stopped)
         else:
-            self._target.read_description(annex, done)
+            self._viewing.describe(self._thread(), annex, done, reads_again=False)
 
     def _do_file(self, request: FileRequest) -> None:
         place = self._replies.reserve()
@@ -664,6 +658,12 @@ class Server:
         if self._general > ANY_THREAD:
             return self._general
         return self._stopped_thread or ThreadId(1)
+
+    def _thread_of(self, stop: Stop | TargetError) -> ThreadId:
+        """Return the thread that a stop is of; where it names none, the one that reads are for."""
+        if isinstance(stop, Halted) and stop.thread not in (None, ALL_THREADS):
+            return stop.thread or ThreadId(1)
+        return self._thread()
 
     def _read_registers(self, request: ReadRegisters) -> None:
         self._viewing.read(self._thread(), partial(self._registers, request, self._replies.reserve()))
@@ -804,8 +804,7 @@ class Server:
             self._follower.forget()
         elif self._viewing.view is not None and isinstance(stop, Halted):
             self._follower.withhold(stop)
-            thread = self._thread() if stop.thread in (None, ALL_THREADS) else stop.thread
-            self._viewing.look(thread or ThreadId(1), partial(self._mode_known, stop, self._viewing.view))
+            self._viewing.look(self._thread_of(stop), partial(self._mode_known, stop, self._viewing.view))
             return
         elif (
             self._library is not None
@@ -857,8 +856,7 @@ class Server:
         if change.startswith(b"exec:"):
             self._target.forget_breakpoints()
         self._tell()
-        thread = self._thread() if stop.thread in (None, ALL_THREADS) else stop.thread
-        self._hand_over(b"T05thread:%s;%s;" % (format_thread(thread or ThreadId(1)), change))
+        self._hand_over(b"T05thread:%s;%s;" % (format_thread(self._thread_of(stop)), change))
 
     def _deliver(self, stop: Stop | TargetError) -> None:
         """Answer the resume under way."""

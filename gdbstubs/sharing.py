@@ -345,13 +345,17 @@ class Sharing:
                 self.client.assume_stopped(Halted(SIGTRAP, None))
             else:
                 self.client.assume_stopped(Halted(SIGINT, None, words=self._foreign_words(status)))
-        elif status.runs is True and self.client.state is State.STOPPED and self.phase is Phase.ATTACHED:
+        elif self._was_resumed(status):
             self._overtaken()
             if self.control.holder is not None:
                 self.control.holder.say(
                     f"{self.guest} was resumed by its machine monitor: 'continue' waits for its next stop, "
                     "an interrupt stops it"
                 )
+
+    def _was_resumed(self, status: MachineStatus) -> bool:
+        """Whether the monitor says that a guest runs which stands for all that its stub has said."""
+        return status.runs is True and self.client.state is State.STOPPED and self.phase is Phase.ATTACHED
 
     def _overtaken(self) -> None:
         """Take note that somebody else has resumed the guest."""
@@ -1041,7 +1045,7 @@ class Sharing:
         self._clear_deadline()
         if held is None:
             return
-        if status.runs is True and self.client.state is State.STOPPED and self.phase is Phase.ATTACHED:
+        if self._was_resumed(status):
             # The pause is over already.  Whoever went on from it would stop the guest anew.
             self._overtaken()
         else:

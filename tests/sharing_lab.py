@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bridge_lab import Bridge, Monitor, wait_for
-from debuggers_lab import Debugger, Make, debugger
+from debuggers_lab import Debugger, Gdb, Make, debugger
 
 from gdbstubs.debugger import Debugger as OwnDebugger
 from gdbstubs.errors import TargetError
@@ -47,6 +47,13 @@ class Shared(Bridge):
 
     def count(self, kind: str) -> int:
         return [event["kind"] for event in self.events()].count(kind)
+
+
+class OneLine(Shared):
+    """A guest whose stub is kgdb, on the console's line."""
+
+    def __init__(self, start_guest: Callable[..., dict[str, Any]]) -> None:
+        super().__init__(start_guest, "--append", "kbridge.tick=0.2 kgdboc=ttyS0", more='stub = "kgdb"\n')
 
 
 def is_left_clean(shared: Shared, monitor: Monitor) -> None:
@@ -105,6 +112,14 @@ def start(make: Make, shared: Shared, path: Path | None = None) -> Any:
     one = debugger(make, shared.env)
     one.attach(path or shared.socket)
     return one
+
+
+def hits(one: Gdb, address: int) -> None:
+    """Continue to a breakpoint of one's own."""
+    one.go()
+    said = one.wait_stop()
+    assert "Breakpoint " in said, said
+    assert one.pc == address
 
 
 class Own:

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 from bridge_lab import wait_for
-from debuggers_lab import GDB_13, Gdb
-from sharing_lab import Shared, leave, name_of, start
+from debuggers_lab import GDB_13
+from sharing_lab import OneLine, hits, leave, name_of, start
 from test_cli_console import Visitor
 
 pytestmark = [pytest.mark.guest, pytest.mark.gdb]
@@ -24,38 +24,28 @@ FACTOR = 7919
 """What is typed has the numbers, what the guest answers their products: an echo is no answer."""
 
 
-class OneLine(Shared):
-    """A guest whose stub is kgdb, on the console's line."""
-
-    def __init__(self, start_guest: StartGuest) -> None:
-        super().__init__(start_guest, "--append", "kbridge.tick=0.2 kgdboc=ttyS0", more='stub = "kgdb"\n')
+class Answering(OneLine):
+    """One whose answers are looked at."""
 
     def answers(self) -> list[int]:
         return [int(number) for number in re.findall(rb"<(\d+)>\r\n", self.console())]
 
 
 @pytest.fixture(scope="module")
-def web1(shared_kgdb_guest: StartGuest) -> Iterator[OneLine]:
-    with OneLine(shared_kgdb_guest) as one:
+def web1(shared_kgdb_guest: StartGuest) -> Iterator[Answering]:
+    with Answering(shared_kgdb_guest) as one:
         yield one
 
 
 @pytest.fixture
-def keyboard(web1: OneLine) -> Iterator[Callable[[bytes], None]]:
+def keyboard(web1: Answering) -> Iterator[Callable[[bytes], None]]:
     with socket.socket(socket.AF_UNIX) as console:
         console.connect(str(web1.socket.with_name("console")))
         yield console.sendall
 
 
-def stops_at(one: Gdb, address: int) -> None:
-    one.go()
-    said = one.wait_stop()
-    assert "Breakpoint " in said, said
-    assert one.pc == address
-
-
 @pytest.mark.slow
-def test_a_hundred_rounds_of_typing_and_debugging(web1: OneLine, keyboard: Callable[[bytes], None]) -> None:
+def test_a_hundred_rounds_of_typing_and_debugging(web1: Answering, keyboard: Callable[[bytes], None]) -> None:
     often = web1.addresses(OFTEN)[OFTEN]
     random = Random(5)
     typed = 0
@@ -74,7 +64,7 @@ def test_a_hundred_rounds_of_typing_and_debugging(web1: OneLine, keyboard: Calla
         holder, other = a, b
         holder.break_at(often)
         for number in range(1, ROUNDS + 1):
-            stops_at(holder, often)
+            hits(holder, often)
             type_line()
             before = holder.pc
             holder.step()
@@ -106,7 +96,7 @@ def test_a_hundred_rounds_of_typing_and_debugging(web1: OneLine, keyboard: Calla
     assert not re.search(rb"\r\n\++\r\n|^\++\$", console)
 
 
-def test_what_is_typed_while_the_guest_is_held_is_kept_told_and_delivered(web1: OneLine) -> None:
+def test_what_is_typed_while_the_guest_is_held_is_kept_told_and_delivered(web1: Answering) -> None:
     visitor = Visitor(web1)
     try:
         visitor.joined()
@@ -124,7 +114,7 @@ def test_what_is_typed_while_the_guest_is_held_is_kept_told_and_delivered(web1: 
 
 
 def test_an_oops_with_nobody_attached_is_a_stop_for_who_comes(
-    web1: OneLine, keyboard: Callable[[bytes], None]
+    web1: Answering, keyboard: Callable[[bytes], None]
 ) -> None:
     before = len(web1.ticks())
     keyboard(b"\rsh -c 'echo EXCEPTION > /sys/kernel/debug/provoke-crash/DIRECT'\r")

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 from bridge_lab import Monitor, wait_for
-from debuggers_lab import GDB_13, GDB_18, Gdb, kbridge_gdb
-from sharing_lab import Shared, is_left_clean, is_waiting, leave, name_of, start, true_memory
+from debuggers_lab import GDB_13, GDB_18, kbridge_gdb
+from sharing_lab import OneLine, Shared, hits, is_left_clean, is_waiting, leave, name_of, start, true_memory
 
 pytestmark = [pytest.mark.guest, pytest.mark.gdb]
 
@@ -31,13 +31,6 @@ class SharedKgdb(Shared):
         config = self.dir / "kbridge.toml"
         text = config.read_text()
         config.write_text(text.replace("stub_kind", f'stub = "{self.guest["kgdb"]}"\nstub_kind'))
-
-
-class OneLine(Shared):
-    """A guest whose stub is kgdb, on the console's line."""
-
-    def __init__(self, start_guest: StartGuest) -> None:
-        super().__init__(start_guest, "--append", "kbridge.tick=0.2 kgdboc=ttyS0", more='stub = "kgdb"\n')
 
 
 @pytest.fixture(scope="module", params=[SharedKgdb, OneLine], ids=["own-port", "one-line"])
@@ -72,14 +65,6 @@ def web1(
     yield shared
     is_left_clean(shared, monitor)
     assert {address: true_memory(monitor, address, 1) for address in places.values()} == clean_bytes
-
-
-def hits(one: Gdb, address: int) -> None:
-    """Continue to a breakpoint of one's own."""
-    one.go()
-    said = one.wait_stop()
-    assert "Breakpoint " in said, said
-    assert one.pc == address
 
 
 def test_gdb_breaks_in_looks_steps_and_leaves(web1: Shared) -> None:

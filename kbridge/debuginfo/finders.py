@@ -19,6 +19,7 @@ from typing import Final, TypeVar
 
 from kbridge.debuginfo.mapping import mapped
 from kbridge.debuginfo.notes import Notes, build_id_of
+from kbridge.debuginfo.separate import name_of
 from symbols import elf, modules, orc
 from symbols.btf import Btf, BtfError
 from symbols.elf import Image
@@ -108,7 +109,7 @@ def link_debug_file(folder: Path, build_id: BuildId, path: Path, image: Image) -
     """Name a file with DWARF by its build-id in a folder, as gdb looks for it.  Raises ``OSError``."""
     if not _has_dwarf(image):
         return
-    link = _link(folder, build_id)
+    link = name_of(folder, build_id)
     target = path.resolve()
     if link.is_symlink() and link.readlink() == target:
         return
@@ -160,7 +161,7 @@ class Finder:
     def by_build_id(self, build_id: BuildId) -> Path | None:
         """Return a file of this build-id out of the folders; None where none has it."""
         for folder in self._folders:
-            path = _link(folder, build_id)
+            path = name_of(folder, build_id)
             if path.exists():
                 own = build_id_of(path)
                 if own == build_id:
@@ -203,7 +204,7 @@ class Finder:
     def _module_files(self, name: str, build_id: BuildId | None) -> Iterator[Path]:
         if build_id is not None:
             for folder in self._folders:
-                path = _link(folder, build_id)
+                path = name_of(folder, build_id)
                 if path.exists():
                     yield path
         if self._modules is None:
@@ -234,11 +235,6 @@ def _is_with_dwarf(path: Path) -> bool:
     except (SymbolError, OSError, ValueError):
         # Whoever reads the file says what is wrong with it.
         return False
-
-
-def _link(folder: Path, build_id: BuildId) -> Path:
-    """Return what a file is called by its build-id in a folder for debug files, as gdb looks for it."""
-    return folder / ".build-id" / build_id[:2] / f"{build_id[2:]}.debug"
 
 
 def _memory(remembered: Path, folder: Path) -> Path:

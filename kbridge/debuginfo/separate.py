@@ -45,8 +45,13 @@ def with_lines(path: Path, build_id: BuildId, folders: tuple[Path, ...] = DEBUG_
 
 def by_build_id(folder: Path, build_id: BuildId) -> Path | None:
     """Return what a folder for debug files has by the name that gdb looks for; None where it has nothing."""
-    path = folder / ".build-id" / build_id[:2] / f"{build_id[2:]}.debug"
+    path = name_of(folder, build_id)
     return path if path.exists() else None
+
+
+def name_of(folder: Path, build_id: BuildId) -> Path:
+    """Return what a file is called by its build-id in a folder for debug files, as gdb looks for it."""
+    return folder / ".build-id" / build_id[:2] / f"{build_id[2:]}.debug"
 
 
 def _places(path: Path, name: str, folders: tuple[Path, ...]) -> Iterator[Path]:
