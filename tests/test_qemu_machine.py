@@ -154,6 +154,14 @@ class QemuCase(TestCase):
     def named(self, name: str) -> list[MachineEvent]:
         return [event for event in self.events if event.name == name]
 
+    def asked_resets(self) -> list[MachineEvent]:
+        # A SeaBIOS that is reset while it sets itself up resets the machine once or twice more by itself.
+        return [
+            event
+            for event in self.named("machine.reset")
+            if event.data.get("reason") == "host-qmp-system-reset"
+        ]
+
     async def refused(self, coroutine: Any, *words: str) -> str:
         with pytest.raises(MachineError) as caught:
             await coroutine
@@ -226,8 +234,9 @@ class CommandTests(QemuCase):
         await self.machine.reset()
         assert self.machine.state.run is RunState.RUNNING
         (await self.other()).execute("system_reset")
-        await until(lambda: len(self.named("machine.reset")) == 2, "the other's reset")
-        assert [event.data["ours"] for event in self.named("machine.reset")] == [True, False]
+        await until(lambda: len(self.asked_resets()) >= 2, "the other's reset")
+        assert [event.data["ours"] for event in self.asked_resets()] == [True, False]
+        assert not any(event.data["ours"] for event in self.named("machine.reset")[1:])
         await self.machine.pause()
         await self.machine.reset()
         assert self.machine.state.run is RunState.PAUSED
