@@ -83,6 +83,7 @@ def test_every_command_has_help(relay: RelayProcess, command: str) -> None:
         ["power", "web1", "reset", "--force"],
         ["log", "web1", "--since", "soon"],
         ["log", "web1", "--cast", "x", "--raw"],
+        ["log", "web1", "--vmlinux", "x"],
     ],
 )
 def test_usage_errors_end_with_2(relay: RelayProcess, arguments: list[str]) -> None:

@@ -154,7 +154,7 @@ def test_a_file_with_dwarf_is_named_by_its_build_id(tmp_path: Path) -> None:
     assert not link.exists()
     for name in ("vmlinux", "other"):
         path = tmp_path / name
-        path.write_bytes(made([(".debug_info", 1, 0, 0, bytes(8))], []))
+        path.write_bytes(made([(".debug_line", 1, 0, 0, bytes(8))], []))
         for _ in range(2):
             with mapped(path) as image:
                 link_debug_file(links, build_id, path, image)

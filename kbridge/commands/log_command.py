@@ -97,6 +97,8 @@ def command(
         raise click.UsageError("--cast goes with neither --json, --raw nor --follow")
     if symbols and (form is not None or cast is not None):
         raise click.UsageError("--symbols goes with neither --json, --raw nor --cast")
+    if vmlinux is not None and not symbols:
+        raise click.UsageError("--vmlinux is of use with --symbols only")
     chosen: Format = (
         "cast" if cast is not None else "json" if form == "json" else "raw" if form == "raw" else "text"
     )

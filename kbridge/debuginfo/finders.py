@@ -45,7 +45,6 @@ MOST_KERNELS: Final = 64
 MOST_SYSTEM_MAPS: Final = 16
 MOST_MODULE_FILES: Final = 16384
 _NOTES: Final = ".notes"
-_DWARF: Final = (".debug_info", ".zdebug_info")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +106,7 @@ def _layout(read: Callable[[Btf], _Result], known: Btf) -> _Result | None:
 
 def link_debug_file(folder: Path, build_id: BuildId, path: Path, image: Image) -> None:
     """Name a file with DWARF by its build-id in a folder, as gdb looks for it.  Raises ``OSError``."""
-    if not _has_dwarf(image):
+    if not elf.has_lines(image):
         return
     link = name_of(folder, build_id)
     target = path.resolve()
@@ -224,14 +223,10 @@ class Finder:
         return found
 
 
-def _has_dwarf(image: Image) -> bool:
-    return any(section.name in _DWARF for section in elf.sections(image))
-
-
 def _is_with_dwarf(path: Path) -> bool:
     try:
         with mapped(path) as image:
-            return _has_dwarf(image)
+            return elf.has_lines(image)
     except (SymbolError, OSError, ValueError):
         # Whoever reads the file says what is wrong with it.
         return False
