@@ -1,9 +1,10 @@
 """Making a running kernel enter kgdb from outside: a byte on kgdb's own port is no way in.
 
 in          ``enter``, with what tells whether a stop arrived
-out         BREAK and ``g`` on the console's line, or a non-maskable interrupt by the machine monitor
+out         BREAK and ``g`` on the console's line, by it or by the machine monitor; a non-maskable interrupt; a pause
 states      resting; trying the ways, one at a time
-invariant   a way is tried once a call and is over before the next; the way that worked last is tried first
+invariant   a way is over before the next is tried, and so is a call; the way that worked last is tried first, also by
+            the next relay
 
 Whether the kernel stands cannot be seen here.  Linux (6.1) writes ``Entering kdb`` to kgdb's port only before the
 first packet it ever gets, and nothing once a debugger has detached: its stop is seen by what answers a ``?`` (see
@@ -13,17 +14,23 @@ which stands are kept by its serial port, and stop it again once it runs.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final, Protocol, assert_never
 
+from twisted.internet.defer import DeferredLock
+from twisted.logger import Logger
+
+from kbridge import way_in
 from kbridge.config import BreakInWay
-from kbridge.errors import GuestError, KbridgeError
+from kbridge.errors import GuestError, KbridgeError, RecordError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
+    from kbridge.breaks import Breaks
     from kbridge.hypervisors.interface import Machine
-    from kbridge.transports.endpoints import Endpoint
 
 WAIT_SECONDS: Final = 2.0
 """How long a stop may take after a way was tried; a guest under software emulation takes 0.3 s."""
@@ -32,20 +39,6 @@ MAX_HEARD_BYTES: Final = 16384
 
 Arrived = Callable[[float], Awaitable[bool]]
 """Waits until the kernel stands in kgdb: True as soon as it does, False after so many seconds."""
-
-
-class SysrqLine(Protocol):
-    """What a BREAK and a key are sent on: a ``ConsoleLine``, or the line that kgdb shares with one."""
-
-    @property
-    def can_break(self) -> bool:
-        """Whether ``send_break`` works on this kind of line."""
-
-    async def send_break(self) -> None:
-        """Hold the line in BREAK for a moment; raises ``LineError`` when that cannot be done."""
-
-    def write(self, data: bytes) -> None:
-        """Send a key; raises ``LineError``."""
 
 
 class Recording(Protocol):
@@ -62,106 +55,128 @@ class Recording(Protocol):
 class BreakIn:
     """The ways into one guest's kgdb.
 
-    ``console`` is the line's endpoint as configured, ``line`` gives the line where it is open for use, ``machine`` is
-    the monitor; each may be missing.  ``said`` is the console's record, in which the kernel's refusals are looked for.
+    ``ways`` are as configured; of ``sysrq`` those are made that ``breaks`` has.  ``machine`` is the monitor, if any.
+    ``said`` is the console's record, in which the kernel's refusals are looked for.  ``memory`` is the file in
+    which is kept what worked, if it is to be.
     """
+
+    _log = Logger()
 
     def __init__(
         self,
         guest: str,
         ways: Sequence[BreakInWay],
         *,
-        console: Endpoint | None,
-        line: Callable[[], SysrqLine | None],
+        breaks: Breaks,
         machine: Machine | None,
         said: Recording,
+        memory: Path | None = None,
         wait_seconds: float = WAIT_SECONDS,
     ) -> None:
         self._guest = guest
-        self._ways = list(dict.fromkeys(ways))
-        self._console = console
-        self._line = line
+        self._asks_break = BreakInWay.SYSRQ in ways
+        self._configured = tuple(dict.fromkeys(each for way in ways for each in _meant(way, breaks)))
+        self._breaks = breaks
         self._machine = machine
         self._said = said
+        self._memory = memory
         self._wait_seconds = wait_seconds
-        self._busy = False
+        self._turn = DeferredLock()
+        self.worked: BreakInWay | None = None
+        """What led in last, if anything has."""
+        if memory is not None:
+            try:
+                self.worked = way_in.read(memory, self._configured)
+            except RecordError as error:
+                self._log.warn("{guest}: {error}", guest=guest, error=str(error))
 
     @property
     def ways(self) -> tuple[BreakInWay, ...]:
         """The ways in the order in which they are tried next."""
-        return tuple(self._ways)
+        first = () if self.worked is None else (self.worked,)
+        return tuple(dict.fromkeys((*first, *self._configured)))
 
-    async def enter(self, arrived: Arrived) -> BreakInWay:
+    async def enter(self, arrived: Arrived) -> BreakInWay | None:
         """Try each way until ``arrived`` says that the kernel stands; returns the way that worked.
 
-        Raises ``GuestError`` with what came of each when none did.  The kernel may still enter kgdb after that, and
-        where it took no SysRq, ``g`` was typed on its console.  One call at a time.
+        Who calls while another call is under way waits for it, and gets None where the kernel stands then.  Raises
+        ``GuestError`` with what came of each way when none worked.  The kernel may still enter kgdb after that, and
+        where it took no SysRq, ``g`` was typed on its console.
         """
-        assert not self._busy, "one break-in at a time"
-        self._busy = True
+        has_waited = self._turn.locked
+        await self._turn.acquire()
         try:
+            if has_waited and await arrived(0):
+                return None
             return await self._try_all(arrived)
         finally:
-            self._busy = False
+            self._turn.release()
 
     async def _try_all(self, arrived: Arrived) -> BreakInWay:
-        if not self._ways:
-            raise GuestError(
-                f"{self._guest} runs, and there is no way to break into it",
-                why="`break_in` is empty",
-                todo="have the kernel enter kgdb itself (echo g > /proc/sysrq-trigger), or set `break_in`",
-            )
         failures: list[KbridgeError] = []
-        for way in tuple(self._ways):
+        is_answered = False  # by the kernel: BREAK and g arrive, and other ways to send them change nothing
+        for way in self.ways:
+            if is_answered and way not in (BreakInWay.NMI, BreakInWay.PAUSE):
+                continue
             mark = self._said.head
             try:
                 await self._send(way)
             except KbridgeError as error:
                 failures.append(error)
                 continue
-            if await arrived(self._wait_seconds):
-                self._ways.remove(way)
-                self._ways.insert(0, way)
+            if way is not BreakInWay.PAUSE and await arrived(self._wait_seconds):
+                self._remember(way)
                 return way
-            failures.append(self._unanswered(way, self._said.read(mark, MAX_HEARD_BYTES) or b""))
+            heard = self._said.read(mark, MAX_HEARD_BYTES) or b""
+            is_answered = is_answered or _has_answered(heard)
+            failures.append(self._unanswered(way, heard))
+        if not failures:
+            raise self._no_way()
         first, *more = failures
         why = "; ".join([first.why or first.what, *(str(error) for error in more)])
         raise GuestError(f"{self._guest} was not broken into: {first.what}", why=why, todo=first.todo)
 
+    def _no_way(self) -> GuestError:
+        if self._asks_break:
+            missing = self._breaks.missing
+            return GuestError(
+                f"{self._guest} was not broken into: {missing.what}", why=missing.why, todo=missing.todo
+            )
+        return GuestError(
+            f"{self._guest} runs, and there is no way to break into it",
+            why="`break_in` is empty",
+            todo="have the kernel enter kgdb itself (echo g > /proc/sysrq-trigger), or set `break_in`",
+        )
+
+    def _remember(self, way: BreakInWay) -> None:
+        if way is self.worked:
+            return
+        self.worked = way
+        if self._memory is not None:
+            try:
+                way_in.write(self._memory, self._configured, way)
+            except RecordError as error:
+                # The guest is broken into all the same; the next relay tries the ways in their order.
+                self._log.error("{guest}: {error}", guest=self._guest, error=str(error))
+
     async def _send(self, way: BreakInWay) -> None:
         match way:
-            case BreakInWay.SYSRQ:
-                await self._send_sysrq()
             case BreakInWay.NMI:
-                if self._machine is None:
-                    raise GuestError(
-                        "an NMI was not injected", why="no machine monitor", todo="configure `qmp`"
-                    )
-                await self._machine.nmi()
+                await self._monitor("an NMI was not injected").nmi()
+            case BreakInWay.PAUSE:
+                await self._monitor("the machine was not paused").pause()
             case _:
-                assert_never(way)
+                await self._breaks.send(way)
+                self._breaks.press(b"g")
 
-    async def _send_sysrq(self) -> None:
-        line = self._line()
-        if line is None or self._console is None:
-            raise GuestError("BREAK was not sent", why="the guest has no console", todo="configure `console`")
-        if line.can_break:
-            await line.send_break()
-        elif self._machine is not None:
-            await self._machine.send_break(str(self._console))
-        else:
-            raise GuestError(
-                f"BREAK was not sent on {self._console}",
-                why="this kind of line has none, and there is no machine monitor",
-                todo="configure `qmp`, or a telnet:, rfc2217: or serial: console",
-            )
-        line.write(b"g")
+    def _monitor(self, what: str) -> Machine:
+        if self._machine is None:
+            raise GuestError(what, why="no machine monitor", todo="configure `qmp`")
+        return self._machine
 
     def _unanswered(self, way: BreakInWay, heard: bytes) -> GuestError:
         """Say why a way may not have worked, by the kernel's own words where there are any."""
         match way:
-            case BreakInWay.SYSRQ:
-                return _sysrq_failure(heard, self._wait_seconds)
             case BreakInWay.NMI:
                 why = f"no stop came within {self._wait_seconds:g} s"
                 if b"Uhhuh. NMI received" in heard:
@@ -171,26 +186,61 @@ class BreakIn:
                     why=why,
                     todo='break in by "sysrq": x86 kernels do not enter kgdb at an NMI',
                 )
+            case BreakInWay.PAUSE:
+                return GuestError(
+                    "the machine was paused as the last resort",
+                    why="its kernel stands, but not in kgdb, and answers no debugger",
+                    todo=f"`kbridge power {self._guest} resume` lets it run",
+                )
+            case BreakInWay.SYSRQ:
+                raise AssertionError("the ways that it means were tried")
+            case (
+                BreakInWay.SERIAL_BREAK
+                | BreakInWay.TELNET_BREAK
+                | BreakInWay.RFC2217_BREAK
+                | BreakInWay.MONITOR_BREAK
+            ):
+                return _sysrq_failure(f"BREAK and g were sent ({way.value})", heard, self._wait_seconds)
             case _:
                 assert_never(way)
 
 
-def _sysrq_failure(heard: bytes, seconds: float) -> GuestError:
-    # drivers/tty/sysrq.c, __handle_sysrq(): the words for a masked key, and for one that nobody registered.
-    if b"This sysrq operation is disabled" in heard:
+def _meant(way: BreakInWay, breaks: Breaks) -> tuple[BreakInWay, ...]:
+    return breaks.ways if way is BreakInWay.SYSRQ else (way,)
+
+
+# drivers/tty/sysrq.c, __handle_sysrq(): the words for a masked key, and for one that nobody registered.
+_DISABLED: Final = b"This sysrq operation is disabled"
+_HELP: Final = b"sysrq: HELP"
+_ECHO: Final = re.compile(rb"\Ag|\ng\Z")
+"""The key where a program echoes it: first of all, or last on a new line."""
+
+
+def _has_answered(heard: bytes) -> bool:
+    return _DISABLED in heard or _HELP in heard
+
+
+def _sysrq_failure(what: str, heard: bytes, seconds: float) -> GuestError:
+    if _DISABLED in heard:
         return GuestError(
-            "BREAK and g were sent",
+            what,
             why="the kernel says that this SysRq operation is disabled",
             todo="allow it in the guest: sysctl kernel.sysrq=1, or a value with bit 8",
         )
-    if b"sysrq: HELP" in heard:
+    if _HELP in heard:
         return GuestError(
-            "BREAK and g were sent",
+            what,
             why="the kernel knows no SysRq g: it has no kgdb, or kgdb has no port",
             todo="boot it with kgdboc=PORT, or echo PORT > /sys/module/kgdboc/parameters/kgdboc",
         )
+    if _ECHO.search(heard):
+        return GuestError(
+            what,
+            why=f"no stop came within {seconds:g} s, and the g was typed on the console",
+            todo="set kernel.sysrq to 1, or a value with bit 8: 0 makes a key of it; or the BREAK was lost on its way",
+        )
     return GuestError(
-        "BREAK and g were sent",
+        what,
         why=f"no stop came within {seconds:g} s, and the kernel said nothing of SysRq",
         todo="see that kernel.sysrq is not 0 (the g was then typed on the console), that this line is the kernel's "
         "console, and that the guest takes interrupts",

@@ -93,9 +93,16 @@ class BreakInWay(Enum):
     """How a running kernel is made to enter kgdb from outside."""
 
     SYSRQ = "sysrq"
-    """BREAK and ``g`` on the console's line."""
+    """BREAK and ``g`` on the console's line, in each of the next four ways that the guest has."""
+    SERIAL_BREAK = "serial-break"
+    TELNET_BREAK = "telnet-break"
+    RFC2217_BREAK = "rfc2217-break"
+    MONITOR_BREAK = "monitor-break"
+    """BREAK by the machine monitor, ``g`` on the line."""
     NMI = "nmi"
     """A non-maskable interrupt by the machine monitor."""
+    PAUSE = "pause"
+    """The machine monitor stops the machine: the last resort, for its kernel then answers no debugger."""
 
 
 class OnLeave(Enum):
@@ -273,8 +280,11 @@ class GuestConfig(BaseModel):
     break_in: tuple[Annotated[BreakInWay, PlainValidator(_way)], ...] = Field(
         default=(BreakInWay.SYSRQ,),
         strict=False,
-        description='How a running kernel is made to enter kgdb, in this order: "sysrq" (BREAK and g on the '
-        'console), "nmi" (by qmp; an x86 kernel takes it as a panic, if at all). Of use with kgdb only.',
+        description="How a running kernel is made to enter kgdb, in this order, each checked before the next: "
+        '"sysrq" (BREAK and g on the console, in each way that it has: "serial-break", "telnet-break", '
+        '"rfc2217-break", "monitor-break", which can also be named and ordered), "nmi" (by qmp; an x86 kernel takes '
+        'it as a panic, if at all), "pause" (by qmp, last: the machine stands and answers no debugger). Of use with '
+        "kgdb only.",
         examples=[["sysrq"]],
     )
     vmlinux: _Path | None = Field(
@@ -538,8 +548,8 @@ def _ways_in(table: Mapping[str, Any], path: str) -> list[ConfigMistake]:
     mistakes = []
     if not isinstance(ways, list):
         return []
+    console = str(table.get("console", ""))
     if "sysrq" in ways:
-        console = str(table.get("console", ""))
         if not console:
             mistakes.append(
                 ConfigMistake(
@@ -555,11 +565,39 @@ def _ways_in(table: Mapping[str, Any], path: str) -> list[ConfigMistake]:
                     "telnet:, rfc2217: or serial: console, or set break_in = []",
                 )
             )
-    if "nmi" in ways and "qmp" not in table:
+    for way, kinds in _CONSOLES_OF.items():
+        if way in ways and not console.startswith(kinds):
+            needed = " or ".join(kinds)
+            mistakes.append(
+                ConfigMistake(
+                    f"{path}.break_in", f'"{way}" goes over a {needed} console: name one in console'
+                )
+            )
+    for way, what in _MONITOR_DOES.items():
+        if way in ways and "qmp" not in table:
+            mistakes.append(
+                ConfigMistake(
+                    f"{path}.break_in", f'"{way}" is {what} by the machine monitor: name one in qmp'
+                )
+            )
+    if "pause" in ways[:-1]:
         mistakes.append(
-            ConfigMistake(f"{path}.break_in", '"nmi" is injected by the machine monitor: name one in qmp')
+            ConfigMistake(
+                f"{path}.break_in",
+                '"pause" is the last resort: what comes after it would be sent to a machine that stands',
+            )
         )
     return mistakes
+
+
+_CONSOLES_OF: Final = {
+    "serial-break": ("serial:",),
+    "telnet-break": ("telnet:", "rfc2217:"),
+    "rfc2217-break": ("rfc2217:",),
+    "monitor-break": ("unix:", "tcp:", "pty:", "telnet:"),
+}
+"""The kinds of console on which each way sends BREAK; the monitor knows those only that QEMU itself serves."""
+_MONITOR_DOES: Final = {"monitor-break": "sent", "nmi": "injected", "pause": "done"}
 
 
 def _shared(table: Mapping[str, Any], path: str, users: dict[Endpoint, str]) -> list[ConfigMistake]:

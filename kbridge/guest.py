@@ -18,13 +18,14 @@ from twisted.python.failure import Failure
 
 from gdbstubs.dialects import KGDB, PLAIN, QEMU
 from kbridge.breakin import BreakIn
-from kbridge.config import GuestConfig, OnLeave, StubDialect, StubKind
+from kbridge.breaks import Breaks
+from kbridge.config import BreakInWay, GuestConfig, OnLeave, StubDialect, StubKind
 from kbridge.console.pen import Pen
 from kbridge.console.recorder import Recorder
 from kbridge.debuginfo.debuginfod import Debuginfod
 from kbridge.debuginfo.finders import Finder
 from kbridge.debuginfo.objects import DebuggerObjects
-from kbridge.errors import GuestError, KbridgeError, LineError
+from kbridge.errors import GuestError, KbridgeError
 from kbridge.hypervisors.interface import Machine, MachineEvent
 from kbridge.hypervisors.qemu import QemuMachine
 from kbridge.relay import Reach, Relay, stub_path
@@ -76,12 +77,15 @@ class Guest:
         self.machine: Machine | None = None
         self.line: ConsoleLine | None = None
         self.relay: Relay | None = None
+        self.ways_in: BreakIn | None = None
+        """How a kernel is made to enter its kgdb; None where the stub stops the guest itself."""
         self._shared: SharedLine | None = None
         """The console's line, where kgdb shares it."""
         self._unsubscribe: Callable[[], None] | None = None
         if config.qmp is not None:
             self.machine = QemuMachine(reactor, config.qmp)
             self._unsubscribe = self.machine.subscribe(self._machine_event)
+        self._breaks = Breaks(config.console, lambda: self.line, self.machine)
         self.relay = self._make_relay(state)
 
     def _make_relay(self, state: Path) -> Relay | None:
@@ -96,9 +100,10 @@ class Guest:
                 return None
             case endpoint:
                 stub = endpoint
+        # The folder is the recorder's: who does not hold its lock writes no file there.
+        folder = state if self.recorder.recording else None
+        self.ways_in = self._make_ways_in(folder)
         if self.config.packets_ring_bytes:
-            # The folder is the recorder's: who does not hold its lock writes no file there.
-            folder = state if self.recorder.recording else None
             self.packets = PacketRecord(self._reactor, folder, self.config.packets_ring_bytes)
         return Relay(
             self._reactor,
@@ -112,23 +117,27 @@ class Guest:
             stub_timeout_seconds=self.config.stub_timeout_seconds,
             resume_on_leave=self.config.on_leave is OnLeave.RESUME,
             dialect=_DIALECTS[self.config.dialect],
-            break_in=self._ways_in(),
+            break_in=self.ways_in,
             tap=None if self.packets is None else self.packets.tap,
             finder=Finder(self.config.vmlinux, (*self.config.debug_dirs, *self._debug_dirs), state),
             servers=self._servers,
             console=self.recorder.ring,
         )
 
-    def _ways_in(self) -> BreakIn | None:
+    def _make_ways_in(self, folder: Path | None) -> BreakIn | None:
         if self.config.dialect is not StubDialect.KGDB:
             return None
         return BreakIn(
             self.name,
             self.config.break_in,
-            console=self.config.console,
-            line=lambda: self.line if self._shared is None else self._shared.for_sysrq,
+            breaks=Breaks(
+                self.config.console,
+                lambda: self.line if self._shared is None else self._shared.for_sysrq,
+                self.machine,
+            ),
             machine=self.machine,
             said=self.recorder.ring,
+            memory=None if folder is None else folder / "way-in",
         )
 
     # -- the service ----------------------------------------------------------------------------------------
@@ -172,7 +181,7 @@ class Guest:
             able.append("debug")
         if self.machine is not None:
             able.append("power")
-        if self.line is not None and (self.line.can_break or self.machine is not None):
+        if self.line is not None and self._breaks.ways:
             able.append("break")
         return tuple(able)
 
@@ -213,32 +222,22 @@ class Guest:
                     f"there is no power action {action!r}", todo=f"one of {', '.join(POWER_ACTIONS)}"
                 )
 
-    async def break_in(self, by: str, *, sysrq: str | None = None) -> None:
-        """Send BREAK on the line, then the SysRq letter if one is given.
+    async def break_in(self, by: str, *, sysrq: str | None = None) -> BreakInWay:
+        """Send BREAK on the line, then the SysRq letter if one is given; returns how it was sent.
 
         By the line where it can, else by the monitor.  Raises ``LineError`` or ``MachineError``.
         """
-        line = self.line
-        console = self.config.console
-        if line is None or console is None:
+        if self.line is None:
             raise GuestError(f"{self.name} has no console to send BREAK on", todo="configure `console`")
         if sysrq is not None and (len(sysrq) != 1 or not sysrq.isascii() or not sysrq.isalnum()):
             raise GuestError(
                 f"{sysrq!r} is no SysRq key", todo="give one letter or digit, such as h for help"
             )
         self._record("operator.break", {"by": by, "sysrq": sysrq})
-        if line.can_break:
-            await line.send_break()
-        elif self.machine is not None:
-            await self.machine.send_break(str(console))
-        else:
-            raise LineError(
-                f"BREAK cannot be sent on {console}",
-                why="this kind of line has none, and there is no machine monitor",
-                todo="configure `qmp`, or a telnet:, rfc2217: or serial: console",
-            )
+        way = await self._breaks.send_somehow()
         if sysrq is not None:
-            line.write(sysrq.encode("ascii"))
+            self._breaks.press(sysrq.encode("ascii"))
+        return way
 
     def _require_machine(self, what: str) -> Machine:
         if self.machine is None:
@@ -320,7 +319,7 @@ class Guest:
             done("only the controller may send SysRq: monitor control take\n")
             return
 
-        def sent(_: None) -> None:
+        def sent(_: BreakInWay) -> None:
             done(f"BREAK and {key} sent; a guest that stands acts on them when it runs\n")
 
         def failed(failure: Failure) -> None:

@@ -7,12 +7,12 @@ It outlives SIGKILL of the relay.  It need not outlive the host: the guests do n
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any, Final
 
 from gdbstubs.effects import Journal
 from gdbstubs.target import Breakpoint, BreakpointKind
+from kbridge import small_files
 from kbridge.errors import RecordError
 
 VERSION: Final = 1
@@ -31,13 +31,7 @@ def write(path: Path, entry: Journal) -> None:
                 "breakpoints": [[one.kind.value, one.address, one.size] for one in entry.breakpoints],
             }
         )
-        new = path.with_suffix(".new")
-        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        try:
-            os.write(descriptor, text.encode())
-        finally:
-            os.close(descriptor)
-        new.replace(path)
+        small_files.replace(path, text)
     except OSError as error:
         raise RecordError(f"cannot write {path}", why=error.strerror or str(error)) from error
 

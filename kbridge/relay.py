@@ -560,7 +560,8 @@ class Relay:
                     f"{self._guest} runs, and its stub takes no interrupt", todo="set `break_in`"
                 )
             way = await self._break_in.enter(self._entered)
-            self._sink("debugger.break_in", {"way": way.value})
+            if way is not None:
+                self._sink("debugger.break_in", {"way": way.value})
         except KbridgeError as error:
             self._exchange.break_in_failed(str(error), self._now())
             self._execute()

@@ -157,6 +157,9 @@ def test_the_stub_is_taken_for_qemus_where_there_is_a_monitor_unless_the_file_sa
     assert guests["d"].break_in == (BreakInWay.SYSRQ,)
 
 
+ON_LINE = "console = 'serial:/dev/ttyS0:9600'\nstub = 'kgdb'\n"
+
+
 @pytest.mark.parametrize(
     ("text", "key", "message"),
     [
@@ -174,6 +177,16 @@ def test_the_stub_is_taken_for_qemus_where_there_is_a_monitor_unless_the_file_sa
             "which unix:/c cannot carry",
         ),
         ("stub = 'unix:/k'\nstub_kind = 'kgdb'\nbreak_in = ['nmi']", "break_in", "name one in qmp"),
+        (f"{ON_LINE}break_in = ['telnet-break']", "break_in", "goes over a telnet: or rfc2217: console"),
+        (f"{ON_LINE}break_in = ['rfc2217-break']", "break_in", "goes over a rfc2217: console"),
+        (f"{ON_LINE}qmp = 'unix:/q'\nbreak_in = ['monitor-break']", "break_in", "over a unix: or tcp:"),
+        (
+            "console = 'telnet:h:1'\nstub = 'kgdb'\nbreak_in = ['monitor-break']",
+            "break_in",
+            "sent by the machine",
+        ),
+        (f"{ON_LINE}break_in = ['sysrq', 'pause']", "break_in", '"pause" is done by the machine monitor'),
+        (f"{ON_LINE}qmp = 'unix:/q'\nbreak_in = ['pause', 'sysrq']", "break_in", "is the last resort"),
         ("break_in = ['nmi', 'sysrk']", "break_in[1]", "did you mean 'sysrq'?"),
         ("break_in = 'nmi'", "break_in", "it is 'nmi'"),
     ],
@@ -193,6 +206,9 @@ def test_what_a_kind_of_stub_needs_is_said(text: str, key: str, message: str) ->
         "console = 'serial:/dev/ttyS0:9600'",
         "console = 'unix:/c'\nqmp = 'unix:/q'",
         "qmp = 'unix:/q'\nbreak_in = ['nmi']",
+        "console = 'telnet:h:1'\nqmp = 'unix:/q'\nbreak_in = ['monitor-break', 'nmi', 'telnet-break', 'pause']",
+        "console = 'rfc2217:h:1'\nbreak_in = ['telnet-break', 'rfc2217-break']",
+        "console = 'serial:/dev/ttyS0:9600'\nbreak_in = ['serial-break']",
         "console = 'pty:/dev/pts/1'\nqmp = 'unix:/q'\nbreak_in = ['nmi', 'sysrq']",
     ],
 )

@@ -18,6 +18,7 @@ from gdbstubs.wire import frame
 from kbridge.console.recorder import Recorder
 from kbridge.errors import GuestError, LineError
 from kbridge.transports import shared_line
+from kbridge.transports.endpoints import Break
 from kbridge.transports.lines import LineState
 from kbridge.transports.shared_line import (
     BREAK_IN_SECONDS,
@@ -37,9 +38,9 @@ class Line:
     def __init__(self) -> None:
         self.reason = ""
         self.written = b""
-        self.breaks = 0
         self.closed = False
-        self.can_break = True
+        self.breaks = (Break.SERIAL,)
+        self.sent_breaks: list[Break] = []
 
     @property
     def state(self) -> LineState:
@@ -50,8 +51,8 @@ class Line:
             raise LineError("nothing was sent", why=self.reason)
         self.written += data
 
-    async def send_break(self) -> None:
-        self.breaks += 1
+    async def send_break(self, how: Break) -> None:
+        self.sent_breaks.append(how)
 
     async def close(self) -> None:
         self.closed = True
@@ -295,10 +296,9 @@ class SharedLineTest(TestCase):
 
     async def test_a_break_ins_key_goes_at_once_and_typing_waits_for_what_comes_of_it(self) -> None:
         sysrq = self.shared.for_sysrq
-        assert sysrq.can_break
-        await sysrq.send_break()
+        await sysrq.send_break(Break.SERIAL)
         sysrq.write(b"g")
-        assert (self.line.breaks, self.line.take()) == (1, b"g")
+        assert (self.line.sent_breaks, self.line.take()) == ([Break.SERIAL], b"g")
         self.shared.write(b"ls\r")
         assert self.line.take() == b""
         self.passes(BREAK_IN_SECONDS + RUNNING_SECONDS + 0.1)

@@ -13,7 +13,7 @@ from line_lab import LineTestCase, MemorySink, reactor, until
 from kbridge.errors import LineError
 from kbridge.transports import lines
 from kbridge.transports import poller as polling
-from kbridge.transports.endpoints import Tcp, Unix
+from kbridge.transports.endpoints import Break, Tcp, Unix
 from kbridge.transports.lines import MAX_QUEUE_BYTES, LineState
 from kbridge.transports.sockets import TcpTransport
 
@@ -132,9 +132,9 @@ class UnixLines(LineTestCase):
 
     async def test_break_cannot_be_sent(self) -> None:
         line, _ = await self.connected(MemorySink())
-        assert not line.can_break
+        assert not line.breaks
         with pytest.raises(LineError, match="machine monitor"):
-            await line.send_break()
+            await line.send_break(Break.TELNET)
 
     async def test_a_flood_does_not_starve_the_others_or_the_reactor(self) -> None:
         listener = self.listen()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from line_lab import LineTestCase, MemorySink, until
 
 from kbridge.errors import LineError
-from kbridge.transports.endpoints import Rfc2217, Telnet
+from kbridge.transports.endpoints import Break, Rfc2217, Telnet
 from kbridge.transports.lines import LineState
 from kbridge.transports.rfc2217 import Rfc2217Codec, command
 from kbridge.transports.telnet import (
@@ -212,8 +212,8 @@ class Rfc2217Lines(LineTestCase):
         await self.is_open(line)
         await until(lambda: ("stopbits", 1) in server.port.notes)
         assert server.port.notes == [("baudrate", 57600), ("bytesize", 8), ("parity", "N"), ("stopbits", 1)]
-        assert line.can_break
-        await line.send_break()
+        assert line.breaks == (Break.RFC2217, Break.TELNET)
+        await line.send_break(Break.RFC2217)
         await until(lambda: ("break_condition", False) in server.port.notes)
         assert server.port.notes[4:] == [("break_condition", True), ("break_condition", False)]
         everything = bytes(range(256)) * 5
@@ -230,7 +230,14 @@ class Rfc2217Lines(LineTestCase):
         line = self.open_line(Rfc2217("127.0.0.1", listener.getsockname()[1]), MemorySink())
         await self.is_open(line)
         with pytest.raises(LineError, match="does not take RFC 2217"):
-            await line.send_break()
+            await line.send_break(Break.RFC2217)
+        peer, _ = listener.accept()
+        self.addCleanup(peer.close)
+        peer.settimeout(5)
+        await line.send_break(Break.TELNET)
+        heard = b""
+        while not heard.endswith(b"\xff\xf3"):
+            heard += peer.recv(100)
 
 
 class TelnetLines(LineTestCase):
@@ -247,7 +254,7 @@ class TelnetLines(LineTestCase):
         await until(lambda: sink.data == b"boot \xff\r\n")
         greeting = peer.recv(100)
         assert greeting.startswith(bytes([IAC, WILL, BINARY, IAC, DO, BINARY]))
-        await line.send_break()
+        await line.send_break(Break.TELNET)
         await until(lambda: select.select([peer], [], [], 0)[0])
         assert peer.recv(100) == b"\xff\xf3"
         peer.close()

@@ -14,7 +14,7 @@ from line_lab import LineTestCase, MemorySink, until
 
 from kbridge.errors import LineError
 from kbridge.transports import uart
-from kbridge.transports.endpoints import Pty, Serial
+from kbridge.transports.endpoints import Break, Pty, Serial
 from kbridge.transports.lines import LineState
 
 
@@ -49,7 +49,7 @@ class PtyLines(LineTestCase):
 
         await until(arrived)
         assert bytes(got) == b"\x03typed\r\n\xff"
-        assert not line.can_break
+        assert not line.breaks
         os.write(master, b"last")
         await until(lambda: sink.data.endswith(b"last"))
         os.close(master)
@@ -146,8 +146,13 @@ class SerialLines(LineTestCase):
         await self.is_open(line)
         states: list[bool] = []
         self.patch(uart._KeptInput, "_update_break_state", lambda port: states.append(port._break_state))
-        assert line.can_break
-        await line.send_break()
+        assert line.breaks == (Break.SERIAL,)
+        # What stands in for the device has no wire: the kernel's driver takes BREAK and carries it nowhere.
+        with pytest.raises(LineError, match="is a pseudo terminal"):
+            await line.send_break(Break.SERIAL)
+        assert states == []
+        self.patch(uart, "is_pseudo_terminal", lambda fd: False)
+        await line.send_break(Break.SERIAL)
         assert states == [True, False]
 
     async def test_a_line_lost_within_break_says_so(self) -> None:
@@ -157,7 +162,8 @@ class SerialLines(LineTestCase):
         await self.is_open(line)
         from twisted.internet.defer import Deferred
 
-        breaking = Deferred.fromCoroutine(line.send_break())
+        self.patch(uart, "is_pseudo_terminal", lambda fd: False)
+        breaking = Deferred.fromCoroutine(line.send_break(Break.SERIAL))
         os.close(master)
         with pytest.raises(LineError, match="lost meanwhile"):
             await breaking

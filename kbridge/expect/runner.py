@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from twisted.internet.interfaces import IDelayedCall
     from twisted.python.failure import Failure
 
+    from kbridge.config import BreakInWay
     from kbridge.console.pen import Grip
     from kbridge.expect.machine import Effect, Outcome
     from kbridge.expect.script import Script
@@ -256,7 +257,7 @@ class ExpectRun:
             self._machine.written(self._now())
 
     def _break(self, sysrq: str | None) -> None:
-        sent: Deferred[None] = Deferred.fromCoroutine(self._guest.break_in(self._by, sysrq=sysrq))
+        sent: Deferred[BreakInWay] = Deferred.fromCoroutine(self._guest.break_in(self._by, sysrq=sysrq))
         sent.addCallbacks(lambda _: self._machine.written(self._now()), self._not_broken)
         sent.addCallback(lambda _: self._pump())
         sent.addErrback(lambda failure: self._log.failure("a bug in a script's BREAK", failure))

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from twisted.python.failure import Failure
 
+    from kbridge.config import BreakInWay
     from kbridge.guest import Guest
     from kbridge.transports.lines import LineState
 
@@ -148,7 +149,7 @@ class ConsoleSession:
             self._say(f"{holder} holds the pen: BREAK was not sent")
             return
         self._breaking = True
-        deferred: Deferred[None] = Deferred.fromCoroutine(self._guest.break_in(self._by, sysrq=sysrq))
+        deferred: Deferred[BreakInWay] = Deferred.fromCoroutine(self._guest.break_in(self._by, sysrq=sysrq))
         deferred.addCallbacks(lambda _: self._broke(""), self._break_failed)
         deferred.addErrback(lambda failure: self._log.failure("a bug in BREAK", failure))
 

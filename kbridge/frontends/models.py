@@ -88,6 +88,13 @@ class Breakpoint(_Given):
     )
 
 
+class BreakIn(_Given):
+    """How a kernel that runs is made to enter its own debugger."""
+
+    ways: list[str] = Field(description="In the order in which they are tried next (`break_in`)")
+    worked: str | None = Field(description="What led in last, also under an earlier relay")
+
+
 class Debug(_Given):
     """The debug stub of a guest and those who use it."""
 
@@ -95,6 +102,7 @@ class Debug(_Given):
     stop: int = Field(description="How many stops there were")
     sessions: list[Session]
     breakpoints: list[Breakpoint]
+    break_in: BreakIn | None = Field(description="Null where the stub stops the guest itself")
 
 
 class Monitor(_Given):
@@ -162,6 +170,12 @@ class Done(_Given):
     """It was done; `offset` is where the console's record stood before."""
 
     offset: int
+
+
+class Broken(Done):
+    """BREAK was sent."""
+
+    way: str = Field(description="How: serial-break, telnet-break, rfc2217-break or monitor-break")
 
 
 class Reloaded(_Given):

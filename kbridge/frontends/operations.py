@@ -100,16 +100,16 @@ async def power(call: Call) -> models.Done:
     return models.Done(offset=offset)
 
 
-async def break_in(call: Call) -> models.Done:
+async def break_in(call: Call) -> models.Broken:
     """Send BREAK, and a SysRq key after it, with the pen in hand: nobody's keys come between."""
     asked, guest = call.given(models.Break), call.guest
     offset = guest.recorder.ring.head
     grip = guest.pen.take(f"{call.by} (break)", force=asked.force)
     try:
-        await guest.break_in(call.by, sysrq=asked.sysrq)
+        way = await guest.break_in(call.by, sysrq=asked.sysrq)
     finally:
         grip.release()
-    return models.Done(offset=offset)
+    return models.Broken(offset=offset, way=way.value)
 
 
 async def kernel(call: Call) -> models.Kernel:
@@ -277,6 +277,12 @@ def status(daemon: Daemon, guest: Guest) -> models.GuestStatus:
                 )
                 for one in relay.breakpoints
             ],
+            break_in=None
+            if guest.ways_in is None
+            else models.BreakIn(
+                ways=[way.value for way in guest.ways_in.ways],
+                worked=None if guest.ways_in.worked is None else guest.ways_in.worked.value,
+            ),
         ),
         monitor=None
         if machine is None
@@ -309,7 +315,7 @@ def _line(guest: Guest) -> models.Line | None:
         endpoint=str(guest.config.console),
         state=line.state.value,
         reason=line.reason,
-        can_break=line.can_break,
+        can_break=bool(line.breaks),
         pen=guest.pen.holder,
     )
 

@@ -110,7 +110,7 @@ ROUTES: Final = (
         "POST",
         "/guests/{name}/break",
         "Send BREAK on the console, and a SysRq key after it",
-        Answers(operations.break_in, models.Done, models.Break),
+        Answers(operations.break_in, models.Broken, models.Break),
         problems=(Kind.NOT_CAPABLE, Kind.LINE, Kind.PEN_HELD, Kind.MACHINE, Kind.REFUSED),
     ),
     Route(

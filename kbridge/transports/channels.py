@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from twisted.internet.defer import Deferred
 
+    from kbridge.transports.endpoints import Break
+
 
 ReadInto = Callable[[memoryview], int | None]
 
@@ -46,8 +48,8 @@ class Channel(Protocol):
     def write(self, data: bytes) -> int:
         """Write once; return how many bytes went."""
 
-    def set_break(self, on: bool) -> bytes:
-        """Begin or end BREAK; return what must be sent for it.  Only for transports that can."""
+    def set_break(self, on: bool, how: Break) -> bytes:
+        """Begin or end BREAK; return what must be sent for it.  Only for lines that can; raises ``LineError``."""
 
     def close(self) -> None:
         """Close the descriptor."""
@@ -55,10 +57,6 @@ class Channel(Protocol):
 
 class Transport(Protocol):
     """How to reach one endpoint."""
-
-    @property
-    def can_break(self) -> bool:
-        """Whether BREAK can be sent on it."""
 
     async def open(self) -> Channel:
         """Open the line; raises ``LineError`` or ``OSError``.  May be cancelled."""

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Final
+from enum import Enum
+from typing import ClassVar, Final
 
 FORMS: Final = (
     "unix:/path, tcp:host:port, pty:/dev/pts/N, serial:/dev/ttyS0:baud, telnet:host:port, "
@@ -22,10 +23,23 @@ _HOST: Final = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,252})")
 _IPV6: Final = re.compile(r"[0-9A-Fa-f:.]{2,45}(?:%[A-Za-z0-9._-]{1,15})?")
 
 
+class Break(Enum):
+    """How BREAK goes over a line."""
+
+    SERIAL = "serial"
+    """A serial device holds its wire."""
+    TELNET = "telnet"
+    """A telnet command (RFC 854); what the server does for how long is its own affair."""
+    RFC2217 = "rfc2217"
+    """A console server is told when BREAK begins and ends (RFC 2217)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Unix:
     """A unix stream socket that the other side listens on."""
 
+    breaks: ClassVar[tuple[Break, ...]] = ()
+    """The ways in which BREAK goes over such a line, the best first."""
     path: str
 
     def __post_init__(self) -> None:
@@ -43,6 +57,7 @@ class Unix:
 class Tcp:
     """A TCP port that the other side listens on."""
 
+    breaks: ClassVar[tuple[Break, ...]] = ()
     host: str
     port: int
 
@@ -57,6 +72,7 @@ class Tcp:
 class Pty:
     """The slave of a pseudo terminal, such as QEMU's ``-chardev pty`` names."""
 
+    breaks: ClassVar[tuple[Break, ...]] = ()
     path: str
 
     def __post_init__(self) -> None:
@@ -70,6 +86,7 @@ class Pty:
 class Serial:
     """A serial device: 8 data bits, no parity, 1 stop bit, ``baud`` bits a second."""
 
+    breaks: ClassVar[tuple[Break, ...]] = (Break.SERIAL,)
     device: str
     baud: int
 
@@ -85,6 +102,7 @@ class Serial:
 class Telnet:
     """A telnet server, such as QEMU's ``-chardev socket,telnet=on``."""
 
+    breaks: ClassVar[tuple[Break, ...]] = (Break.TELNET,)
     host: str
     port: int
 
@@ -102,6 +120,7 @@ class Rfc2217:
     ``baud`` ``None`` leaves its speed as it is.
     """
 
+    breaks: ClassVar[tuple[Break, ...]] = (Break.RFC2217, Break.TELNET)
     host: str
     port: int
     baud: int | None = None

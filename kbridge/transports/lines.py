@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from twisted.python.failure import Failure
 
     from kbridge.transports.channels import Channel, ReadInto, Transport
+    from kbridge.transports.endpoints import Break, Endpoint
     from kbridge.transports.poller import LinePoller, LineReactor
 
 _T = TypeVar("_T")
@@ -87,13 +88,13 @@ class ConsoleLine(Protocol):
         """Why it is not, in words; empty while it is open."""
 
     @property
-    def can_break(self) -> bool:
-        """Whether ``send_break`` works on this kind of line; else the machine monitor may be able to."""
+    def breaks(self) -> tuple[Break, ...]:
+        """The ways in which ``send_break`` works on this kind of line, the best first; the monitor may have another."""
 
     def write(self, data: bytes) -> None:
         """Send ``data`` in order, all or nothing; raises ``LineError`` when not open or the queue is full."""
 
-    async def send_break(self) -> None:
+    async def send_break(self, how: Break) -> None:
         """Hold the line in BREAK for a moment; raises ``LineError`` when that cannot be done."""
 
     async def close(self) -> None:
@@ -114,6 +115,7 @@ class Line:
 
     # As few pieces of memory as can be, for a thousand lines.
     __slots__ = (
+        "_breaks",
         "_channel",
         "_deadline",
         "_delay",
@@ -134,11 +136,12 @@ class Line:
     _log = Logger()
 
     def __init__(
-        self, reactor: LineReactor, poller: LinePoller, name: str, transport: Transport, sink: Sink
+        self, reactor: LineReactor, poller: LinePoller, endpoint: Endpoint, transport: Transport, sink: Sink
     ) -> None:
         self._reactor = reactor
         self._poller = poller
-        self._name = name
+        self._name = str(endpoint)
+        self._breaks = endpoint.breaks
         self._transport = transport
         self._sink = sink
         self._state = LineState.CONNECTING
@@ -164,9 +167,9 @@ class Line:
         return self._reason
 
     @property
-    def can_break(self) -> bool:
-        """Whether BREAK can be sent on this kind of line."""
-        return self._transport.can_break
+    def breaks(self) -> tuple[Break, ...]:
+        """The ways in which BREAK goes over this kind of line, the best first."""
+        return self._breaks
 
     def start(self) -> None:
         """Begin to open the line; does not wait for it."""
@@ -188,9 +191,9 @@ class Line:
             )
         self._send(channel, channel.codec.encode(data) if channel.codec else data)
 
-    async def send_break(self) -> None:
+    async def send_break(self, how: Break) -> None:
         """Hold the line in BREAK for a moment; raises ``LineError`` when that cannot be done."""
-        if not self.can_break:
+        if how not in self._breaks:
             raise LineError(
                 f"cannot send BREAK on {self._name}",
                 why="such a line carries bytes only",
@@ -200,7 +203,7 @@ class Line:
         if channel is None:
             raise LineError(f"cannot send BREAK on {self._name}", why=self._reason)
         try:
-            self._send(channel, channel.set_break(True))
+            self._send(channel, channel.set_break(True, how))
             held: Deferred[None] = Deferred()
             self._reactor.callLater(BREAK_SECONDS, held.callback, None)
             await held
@@ -208,7 +211,7 @@ class Line:
                 raise LineError(
                     f"BREAK on {self._name} may not have been seen", why="the line was lost meanwhile"
                 )
-            self._send(channel, channel.set_break(False))
+            self._send(channel, channel.set_break(False, how))
         except OSError as error:
             raise LineError(f"cannot send BREAK on {self._name}", why=error.strerror or str(error)) from error
 

@@ -24,7 +24,7 @@ def open_line(reactor: LineReactor, poller: LinePoller, endpoint: Endpoint, sink
 
     What cannot be opened is tried again until ``close``.
     """
-    line = Line(reactor, poller, str(endpoint), _transport(reactor, poller, endpoint), sink)
+    line = Line(reactor, poller, endpoint, _transport(reactor, poller, endpoint), sink)
     line.start()
     return line
 

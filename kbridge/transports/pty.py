@@ -5,12 +5,22 @@ from __future__ import annotations
 import os
 import termios
 import tty
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from kbridge.errors import LineError
 
 if TYPE_CHECKING:
     from kbridge.transports.channels import Channel
+    from kbridge.transports.endpoints import Break
+
+
+_PSEUDO_MAJORS: Final = range(136, 144)
+"""Linux, Documentation/admin-guide/devices.txt: "Unix98 PTY slaves"."""
+
+
+def is_pseudo_terminal(fd: int) -> bool:
+    """Whether a descriptor is the slave of a pseudo terminal, whose driver takes a BREAK and carries it nowhere."""
+    return os.major(os.fstat(fd).st_rdev) in _PSEUDO_MAJORS
 
 
 class TtyChannel:
@@ -32,7 +42,7 @@ class TtyChannel:
         """Write once."""
         return os.write(self._fd, data)
 
-    def set_break(self, on: bool) -> bytes:
+    def set_break(self, on: bool, how: Break) -> bytes:
         """Refuse: a pseudo terminal has no wire to hold."""
         raise LineError("cannot send BREAK", why="a pseudo terminal carries bytes only")
 
@@ -44,8 +54,6 @@ class TtyChannel:
 
 class PtyTransport:
     """The slave of a pseudo terminal, by its path."""
-
-    can_break = False
 
     def __init__(self, path: str) -> None:
         self._path = path

@@ -9,8 +9,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from kbridge.errors import LineError
+from kbridge.transports.endpoints import Break
 from kbridge.transports.sockets import SocketChannel
-from kbridge.transports.telnet import BINARY, COM_PORT, IAC, SB, SE, SUPPRESS_GO_AHEAD, TelnetCodec
+from kbridge.transports.telnet import (
+    BINARY,
+    COM_PORT,
+    IAC,
+    SB,
+    SE,
+    SUPPRESS_GO_AHEAD,
+    TelnetCodec,
+    telnet_break,
+)
 
 if TYPE_CHECKING:
     import socket
@@ -77,21 +87,21 @@ class Rfc2217Channel(SocketChannel):
         super().__init__(sock)
         self.codec = codec
 
-    def set_break(self, on: bool) -> bytes:
+    def set_break(self, on: bool, how: Break) -> bytes:
         """Return the command; raises ``LineError`` when the server has not agreed to such."""
+        if how is Break.TELNET:
+            return telnet_break(on)
         if not self.codec.enabled_here(COM_PORT):
             raise LineError(
                 "cannot send BREAK",
                 why="the console server does not take RFC 2217 commands",
-                todo="use a telnet: endpoint if it takes telnet's BREAK",
+                todo="see that it is set up for RFC 2217; telnet's BREAK it may take",
             )
         return command(SET_CONTROL, bytes([BREAK_ON if on else BREAK_OFF]))
 
 
 class Rfc2217Transport:
     """A console server that speaks RFC 2217."""
-
-    can_break = True
 
     def __init__(self, tcp: TcpTransport, baud: int | None) -> None:
         self._tcp = tcp

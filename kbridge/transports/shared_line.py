@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from kbridge.console.recorder import Recorder
     from kbridge.transports.channels import ReadInto
+    from kbridge.transports.endpoints import Break
     from kbridge.transports.lines import ConsoleLine, LineState, Listener
 
 RECEIVE_BYTES: Final = 1 << 16
@@ -115,9 +116,9 @@ class SharedLine:
         return self._own.reason
 
     @property
-    def can_break(self) -> bool:
-        """Whether ``send_break`` works on this kind of line."""
-        return self._own.can_break
+    def breaks(self) -> tuple[Break, ...]:
+        """The ways in which BREAK goes over this kind of line."""
+        return self._own.breaks
 
     def write(self, data: bytes) -> None:
         """Send what a user types, or keep it while kgdb holds the guest."""
@@ -126,9 +127,9 @@ class SharedLine:
         self._demux.typed(data)
         self._act()
 
-    async def send_break(self) -> None:
+    async def send_break(self, how: Break) -> None:
         """Hold the line in BREAK for a moment."""
-        await self._own.send_break()
+        await self._own.send_break(how)
 
     async def close(self) -> None:
         """Let go of the line and the client."""
@@ -335,14 +336,9 @@ class SysrqLine:
     def __init__(self, shared: SharedLine) -> None:
         self._shared = shared
 
-    @property
-    def can_break(self) -> bool:
-        """Whether ``send_break`` works on this kind of line."""
-        return self._shared.can_break
-
-    async def send_break(self) -> None:
+    async def send_break(self, how: Break) -> None:
         """Hold the line in BREAK for a moment."""
-        await self._shared.send_break()
+        await self._shared.send_break(how)
 
     def write(self, data: bytes) -> None:
         """Send a SysRq key."""

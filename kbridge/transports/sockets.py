@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from twisted.internet.interfaces import IAddress, IHostnameResolver, IHostResolution
 
     from kbridge.transports.channels import Channel, Waiter
+    from kbridge.transports.endpoints import Break
 
 MAX_ADDRESSES: Final = 8
 """Of a host with more addresses only the first are tried."""
@@ -35,7 +36,7 @@ class SocketChannel:
         self.read_into = sock.recv_into
         self.write = sock.send
 
-    def set_break(self, on: bool) -> bytes:
+    def set_break(self, on: bool, how: Break) -> bytes:
         """Refuse: a socket carries bytes only."""
         raise LineError("cannot send BREAK", why="a socket carries bytes only")
 
@@ -46,8 +47,6 @@ class SocketChannel:
 
 class UnixTransport:
     """A unix stream socket."""
-
-    can_break = False
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -66,8 +65,6 @@ class UnixTransport:
 
 class TcpTransport:
     """A TCP connection; names are looked up off the reactor, and each address tried in turn."""
-
-    can_break = False
 
     def __init__(self, waiter: Waiter, resolver: IHostnameResolver, host: str, port: int) -> None:
         self._waiter = waiter

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import socket
 
     from kbridge.transports.channels import Channel
+    from kbridge.transports.endpoints import Break
     from kbridge.transports.sockets import TcpTransport
 
 IAC: Final = 0xFF
@@ -219,6 +220,11 @@ class TelnetCodec:
         return bytes((IAC, DO, option))
 
 
+def telnet_break(on: bool) -> bytes:
+    """Return what begins or ends BREAK."""
+    return bytes((IAC, BREAK)) if on else b""
+
+
 class TelnetChannel(SocketChannel):
     """A socket on which telnet is spoken; BREAK is a command of it."""
 
@@ -228,15 +234,13 @@ class TelnetChannel(SocketChannel):
         super().__init__(sock)
         self.codec = codec
 
-    def set_break(self, on: bool) -> bytes:
+    def set_break(self, on: bool, how: Break) -> bytes:
         """Return IAC BREAK; telnet's BREAK has no end."""
-        return bytes((IAC, BREAK)) if on else b""
+        return telnet_break(on)
 
 
 class TelnetTransport:
     """A telnet server."""
-
-    can_break = True
 
     def __init__(self, tcp: TcpTransport) -> None:
         self._tcp = tcp

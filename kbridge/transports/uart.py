@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 import serial
 
 from kbridge.errors import LineError
-from kbridge.transports.pty import TtyChannel
+from kbridge.transports.pty import TtyChannel, is_pseudo_terminal
 
 if TYPE_CHECKING:
     from kbridge.transports.channels import Channel
+    from kbridge.transports.endpoints import Break
 
 
 class _KeptInput(serial.Serial):
@@ -33,8 +34,14 @@ class SerialChannel(TtyChannel):
         super().__init__(port.fileno())
         self._port = port
 
-    def set_break(self, on: bool) -> bytes:
+    def set_break(self, on: bool, how: Break) -> bytes:
         """Hold the wire in BREAK or let it go; nothing is to be sent."""
+        if is_pseudo_terminal(self._port.fileno()):
+            raise LineError(
+                "cannot send BREAK",
+                why=f"{self._port.name} is a pseudo terminal: the program at its other end would not see it",
+                todo="use the serial device itself, or that program by telnet: or rfc2217: if it speaks one of them",
+            )
         self._port.break_condition = on
         return b""
 
@@ -46,8 +53,6 @@ class SerialChannel(TtyChannel):
 
 class SerialTransport:
     """A serial device, 8N1, without flow control, not shared with any other program that asks."""
-
-    can_break = True
 
     def __init__(self, device: str, baud: int) -> None:
         self._device = device
