@@ -4,8 +4,8 @@ Source: Linux, kernel/debug/gdbstub.c (``get_packet``, ``put_packet``, ``kgdb_co
 kernel/debug/kdb/kdb_io.c; ``docs/serial-line.md`` has the rules in words, a picture, and what cannot be told apart.
 
 in:      bytes of the guest; what was sent to the stub; what a user types; break-ins; time
-out:     ``output``, in order: ``Console``, ``Stub`` (acknowledgements and packets as they stood), ``Typing`` (to be
-         sent to the guest) and ``Told``; ``counts``
+out:     ``output``, in order: ``Console``, ``Stub`` (acknowledgements and packets as they stood), and what ``keys``
+         gives: ``Typing`` (to be sent to the guest) and ``Told``; ``counts``
 states:  runs (text; a packet needs its checksum, a form that is expected, and silence after it) · held (packets count
          at once) · doubt (text came from a guest that is held: packets need silence again)
 invariant: each byte of the guest goes to the console or to the stub, once, in its order; the outputs depend on the
@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
+from gdbstubs.keys import Keys, Told, Typing
 from gdbstubs.wire import checksum
 
 SILENCE: Final = 0.005
@@ -33,8 +34,6 @@ UNFINISHED_REPLY: Final = 1.0
 """The same in a reply that is waited for, of a guest that is held: nothing else can be on the line."""
 LONGEST: Final = 4096
 """Bytes of a payload.  kgdb's ``BUFMAX`` is 1024 on x86, 2048 on arm64."""
-MOST_TYPED: Final = 4096
-"""Bytes that are kept of what a user types while the guest is held."""
 MOST_PACKETS: Final = 16
 """Packets one after the other: kgdb repeats one for each byte that it reads and is no acknowledgement."""
 MOST_DAMAGED: Final = 16
@@ -77,14 +76,6 @@ class State(Enum):
     DOUBT = "doubt"
 
 
-class Told(Enum):
-    """What the user who types is to be told."""
-
-    KEPT = "what you type is kept until the guest runs"
-    FULL = "what you type is dropped: too much is kept already"
-    DELIVERED = "what you typed was delivered"
-
-
 @dataclass(frozen=True, slots=True)
 class Console:
     """Text of the guest."""
@@ -95,13 +86,6 @@ class Console:
 @dataclass(frozen=True, slots=True)
 class Stub:
     """Acknowledgements and packets of the stub, as they stood on the line."""
-
-    data: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Typing:
-    """What a user has typed, to be sent to the guest."""
 
     data: bytes
 
@@ -127,8 +111,6 @@ class Counts:
     """Packets of a held guest that were given on for being repeated."""
     doubts: int = 0
     """How often text came from a guest that was believed to be held."""
-    dropped: int = 0
-    """Bytes that a user typed beyond ``MOST_TYPED``."""
 
 
 class LineDemultiplexer:
@@ -145,14 +127,16 @@ class LineDemultiplexer:
         "_kept",
         "_last",
         "_leaving",
+        "_now",
+        "_repeats",
         "_resuming",
+        "_stop",
         "_stop_until",
+        "_stopped_at",
         "_tail",
-        "_told",
-        "_told_full",
-        "_typed",
         "_unanswered",
         "counts",
+        "keys",
         "output",
         "state",
     )
@@ -161,10 +145,13 @@ class LineDemultiplexer:
         self.output: list[Output] = []
         """What to do, in order; whoever does it clears the list."""
         self.counts = Counts()
+        self.keys = Keys(self.output.append)
+        """What a user types; whoever asks for ``deadline`` and calls ``expired`` need not look at it."""
         self.state = State.RUNS
         self._kept = b""
         self._complete = False  # what is kept ends with a whole packet
         self._last = 0.0
+        self._now = 0.0
         self._acks = 0  # acknowledgements that may come
         self._asks = False  # a reply is waited for
         self._asks_stop = False  # the last question was ``?``
@@ -175,9 +162,9 @@ class LineDemultiplexer:
         self._damaged_run = 0
         self._doubted = 0
         self._stop_until: float | None = None
-        self._typed = bytearray()
-        self._told = False
-        self._told_full = False
+        self._stop: bytes | None = None  # not acknowledged yet: kgdb repeats it for each byte that it reads
+        self._repeats = 0
+        self._stopped_at = 0.0
         self._tail = b""
 
     @property
@@ -193,6 +180,13 @@ class LineDemultiplexer:
     @property
     def deadline(self) -> float | None:
         """When ``expired`` wants to be called."""
+        gives = None if self._kept else self.keys.deadline
+        times = [one for one in (self.silent_at, gives) if one is not None]
+        return min(times, default=None)
+
+    @property
+    def silent_at(self) -> float | None:
+        """When a silence, if it lasts until then, decides something."""
         decides = self._decides_at
         if self._stop_until is not None:
             return self._stop_until if decides is None else min(decides, self._stop_until)
@@ -212,14 +206,14 @@ class LineDemultiplexer:
     def received(self, data: bytes, now: float, *, watched: bool = True) -> None:
         """Take bytes of the guest.
 
-        ``watched``: whether it would have been seen if these had come before ``deadline``; else they may have, and no
-        silence is concluded from the time.
+        ``watched``: whether it would have been seen if these had come before ``silent_at``; else they may have, and
+        no silence is concluded from the time.
         """
         if watched and (self._kept or self._stop_until is not None):
             self.expired(now)
         if not data:
             return
-        self._last = now
+        self._last = self._now = now
         if self._unanswered:
             self._unanswered = False
             if data[0] not in b"$+-":
@@ -232,8 +226,8 @@ class LineDemultiplexer:
             self._strict(data)
         else:
             self._loose(data)
-        if self._typed:
-            self._deliver()
+        if self.keys.wait:
+            self._give()
 
     def sent_to_stub(self, data: bytes) -> None:
         """Take note that acknowledgements and packets were written to the line for the stub."""
@@ -257,35 +251,31 @@ class LineDemultiplexer:
     def breaking_in(self, until: float) -> None:
         """Take note that a break-in was sent: what is typed is kept until the stop, or until then."""
         self._stop_until = until
+        self.keys.is_held = True
+        self.keys.forget()
 
-    def typed(self, data: bytes) -> None:
+    def typed(self, data: bytes, now: float) -> None:
         """Take what a user types."""
-        if self._may_type and not self._typed:
-            self.output.append(Typing(data))
-            return
-        room = MOST_TYPED - len(self._typed)
-        self._typed += data[:room]
-        self._tell()
-        if len(data) > room:
-            self.counts.dropped += len(data) - room
-            if not self._told_full:
-                self._told_full = True
-                self.output.append(Told.FULL)
+        self._now = now
+        self.keys.typed(data, now, settled=not self._complete)
 
     def expired(self, now: float) -> None:
         """Act on passed deadlines."""
+        self._now = now
         if self._stop_until is not None and now >= self._stop_until:
             self._stop_until = None
+            self.keys.is_held = self.state is not State.RUNS
         decides = self._decides_at
         if decides is not None and now >= decides:
             self._decide()
-        if self._typed:
-            self._deliver()
+        if self.keys.wait:
+            self._give()
 
-    def runs(self) -> None:
+    def runs(self, now: float) -> None:
         """Take note that the guest runs, known from elsewhere: it was reset, or its line is new."""
+        self._now = now
         self._run()
-        self._deliver()
+        self._give()
 
     # -- text or packets ------------------------------------------------------------------------------------
 
@@ -371,6 +361,13 @@ class LineDemultiplexer:
                 self._doubted = 0
                 self._damaged_run = 0
                 self.state = State.HELD
+                self.keys.is_held = True
+        if self.state is State.HELD and packets[-1][:1] == b"T":
+            self._stop, self._stopped_at = packets[-1], self._last
+            self._repeats = packets.count(packets[-1]) - 1
+            if data[-1] in b"+-":
+                # A question was under way, and kgdb has read it.
+                self._acknowledged_stop(surely=False)
 
     # -- a guest that is held -------------------------------------------------------------------------------
 
@@ -417,6 +414,8 @@ class LineDemultiplexer:
                 break
             packets += 1
             position = end + 3
+            if self._stop is not None:
+                self._repeated(payload)
             if self._asks and not _is_output(payload):
                 self._replied(payload)
                 if self._has_left():
@@ -436,10 +435,24 @@ class LineDemultiplexer:
         elif self._leaving and self._acked_ahead:
             self._run()
 
+    def _repeated(self, payload: bytes) -> None:
+        """Count the stop's repeats; another packet means that its acknowledgement was lost on the way."""
+        if payload == self._stop:
+            self._repeats += 1
+        else:
+            self._acknowledged_stop(surely=False)
+
+    def _acknowledged_stop(self, *, surely: bool) -> None:
+        """Take note that kgdb has read the acknowledgement, and before it a byte for each repeat."""
+        self._stop = None
+        self.keys.swallowed(self._repeats, self._stopped_at, surely=surely and not self.counts.damaged)
+
     def _acknowledgement(self, byte: int, position: int) -> int:
         """Return where to go on after an acknowledgement that may come, or that it is text."""
         if byte not in b"+-" or not self._acks:
             return _TEXT
+        if self._stop is not None:
+            self._acknowledged_stop(surely=byte == 0x2B)
         self._acks -= 1
         if self._resuming:
             self._resuming = False
@@ -481,37 +494,26 @@ class LineDemultiplexer:
     def _text(self, data: bytes) -> None:
         self.output.append(Console(data))
         self._tail = data[-_MOST_TAIL:] if len(data) >= _MOST_TAIL else (self._tail + data)[-_MOST_TAIL:]
+        if self.is_waiting:
+            self.keys.stopped_in_silence(self._now)
+        self.keys.echoed(self._now)
         if self.state is State.DOUBT:
             self._doubted += len(data)
             if self._resuming or self._doubted >= MOST_DOUBT:
                 self._run()
 
     def _run(self) -> None:
+        if self.state is not State.RUNS:
+            self.keys.runs(self._now)
+            self.keys.is_held = self._stop_until is not None
         self.state = State.RUNS
+        self._stop = None
         self._acks = 0
         self._asks = self._resuming = self._leaving = self._unanswered = False
         self._doubted = 0
 
-    @property
-    def _may_type(self) -> bool:
-        return self.state is State.RUNS and not self._complete and self._stop_until is None
-
-    def _tell(self) -> None:
-        if not self._told and (self.state is not State.RUNS or self._stop_until is not None):
-            self._told = True
-            self.output.append(Told.KEPT)
-
-    def _deliver(self) -> None:
-        """Send what was typed, if the guest runs."""
-        if not self._may_type:
-            self._tell()
-            return
-        if self._typed:
-            self.output.append(Typing(bytes(self._typed)))
-            self._typed.clear()
-            if self._told:
-                self.output.append(Told.DELIVERED)
-        self._told = self._told_full = False
+    def _give(self) -> None:
+        self.keys.give(self._now, settled=not self._kept)
 
 
 def _is_output(payload: bytes) -> bool:

@@ -18,7 +18,6 @@ from gdbstubs.demux import (
     LONGEST,
     MOST_DAMAGED,
     MOST_DOUBT,
-    MOST_TYPED,
     SILENCE,
     UNFINISHED,
     UNFINISHED_REPLY,
@@ -27,9 +26,8 @@ from gdbstubs.demux import (
     Output,
     State,
     Stub,
-    Told,
-    Typing,
 )
+from gdbstubs.keys import RUNNING, Typing
 from gdbstubs.link import Link
 from gdbstubs.wire import frame
 
@@ -379,10 +377,11 @@ def test_text_after_a_silence_shows_that_the_packet_was_none() -> None:
     line = LineDemultiplexer()
     line.received(STOP, 0.0)
     line.expired(SILENCE)
-    line.typed(b"ls\r")
+    line.typed(b"ls\r", 0.01)
     line.received(b"\r\n", 0.02)
     assert line.counts.contradicted == 1
     assert line.state is State.RUNS
+    line.expired(0.02 + RUNNING)
     assert typing(line.output) == b"ls\r"
     assert of(line) == [Stub(STOP), Console(b"\r\n")]
 
@@ -465,11 +464,12 @@ def test_damage_upon_damage_puts_the_guest_in_doubt() -> None:
 
 def test_a_guest_that_was_reset_while_it_was_held_is_found_out() -> None:
     line = held()
-    line.typed(b"x")
+    line.typed(b"x", 0.5)
     text = b"SeaBIOS (version 1.16)\r\n" * (MOST_DOUBT // 24 + 1)
     line.received(text, 1.0)
     assert console(line.output) == text
     assert line.state is State.RUNS
+    line.expired(1.0 + RUNNING)
     assert typing(line.output) == b"x"
     assert line.counts.doubts == 1
 
@@ -483,60 +483,6 @@ def test_a_word_of_a_held_guest_is_text_and_the_next_reply_a_reply() -> None:
     line.expired(1.1 + SILENCE)
     assert of(line) == [Console(b"KGDB: BP remove failed\r\n"), Stub(b"+" + frame(b"E22"))]
     assert state(line) is State.HELD
-
-
-# -- what a user types ----------------------------------------------------------------------------------------
-
-
-def test_typing_goes_through_while_the_guest_runs() -> None:
-    line = LineDemultiplexer()
-    line.typed(b"ls $HOME\r")
-    assert line.output == [Typing(b"ls $HOME\r")]
-
-
-def test_typing_is_kept_while_the_guest_is_held_and_delivered_when_it_runs() -> None:
-    line = held()
-    line.typed(b"ls\r")
-    line.typed(b"pwd\r")
-    assert line.output == [Told.KEPT]
-    line.sent_to_stub(frame(b"c"))
-    line.received(b"+\r\n", 1.0)
-    assert line.output == [Told.KEPT, Stub(b"+"), Console(b"\r\n"), Typing(b"ls\rpwd\r"), Told.DELIVERED]
-
-
-def test_no_more_than_a_limit_is_kept_and_the_rest_is_counted() -> None:
-    line = held()
-    line.typed(b"x" * MOST_TYPED)
-    line.typed(b"yy")
-    line.typed(b"z")
-    assert line.output == [Told.KEPT, Told.FULL]
-    assert line.counts.dropped == 3
-    line.runs()
-    assert typing(line.output) == b"x" * MOST_TYPED
-
-
-def test_typing_waits_from_the_break_in_to_its_outcome() -> None:
-    line = LineDemultiplexer()
-    line.breaking_in(1.0)
-    line.typed(b"a")
-    assert line.output == [Told.KEPT]
-    assert line.deadline == 1.0
-    line.expired(1.0)
-    assert line.output == [Told.KEPT, Typing(b"a"), Told.DELIVERED]
-    line.breaking_in(2.0)
-    line.received(STOP, 1.5)
-    line.expired(1.5 + SILENCE)
-    assert line.deadline is None
-    assert line.state is State.HELD
-
-
-def test_typing_does_not_come_between_a_stop_and_its_confirmation() -> None:
-    line = LineDemultiplexer()
-    line.received(STOP, 0.0)
-    line.typed(b"a")
-    assert line.output == []
-    line.received(b"\n", 0.001)
-    assert line.output == [Console(STOP + b"\n"), Typing(b"a")]
 
 
 # -- the whole, with a kgdb -----------------------------------------------------------------------------------
@@ -598,10 +544,14 @@ class SharedLine:
                 self.from_guest(said)
 
     def wait(self) -> None:
-        """Let the line fall silent."""
+        """Let the line fall silent, and the guest have what was typed if it runs."""
         self.now += UNFINISHED
         self.line.expired(self.now)
         self.settle()
+        while (deadline := self.line.deadline) is not None:
+            self.now = max(self.now, deadline)
+            self.line.expired(self.now)
+            self.settle()
 
     def ask(self, payload: bytes) -> object:
         self.link.send(payload, self.now)
@@ -619,7 +569,7 @@ def test_a_hundred_stops_amid_hostile_text_and_typing(seed: int) -> None:
         nonlocal keys
         key = shared.random.choice([b"ls $HOME\r", b"+", b"$g#67", b"\x03"])
         keys += key
-        shared.line.typed(key)
+        shared.line.typed(key, shared.now)
         shared.settle()
 
     for number in range(100):
@@ -646,7 +596,7 @@ def test_a_hundred_stops_amid_hostile_text_and_typing(seed: int) -> None:
     assert shared.link.retransmissions == 0
     assert shared.line.counts.doubts == 0
     assert shared.line.counts.contradicted == 0
-    assert shared.line.counts.dropped == 0
+    assert shared.line.keys.dropped == 0
     assert shared.line.counts.by_silence == 100
     naive = Naive()
     naive.received(shared.raw)

@@ -13,19 +13,16 @@ import pytest
 from twisted.internet.task import Clock
 from twisted.trial.unittest import TestCase
 
-from gdbstubs.demux import SILENCE, Told
+from gdbstubs.demux import SILENCE
+from gdbstubs.keys import AT_ONCE, MOST_TYPED, RUNNING, UNECHOED, Told
 from gdbstubs.wire import frame
 from kbridge.console.recorder import Recorder
 from kbridge.errors import GuestError, LineError
-from kbridge.transports import shared_line
 from kbridge.transports.endpoints import Break
 from kbridge.transports.lines import LineState
 from kbridge.transports.shared_line import (
     BREAK_IN_SECONDS,
-    KEYS_AT_ONCE,
     MOST_WAITING,
-    RUNNING_SECONDS,
-    UNECHOED_SECONDS,
     SharedLine,
 )
 
@@ -252,20 +249,20 @@ class SharedLineTest(TestCase):
         self.sends(one, b"$s#73")
         assert self.line.take() == b"$s#73"
         self.says(b"+")
-        self.passes(RUNNING_SECONDS / 2)
+        self.passes(RUNNING / 2)
         self.says(STOP, then=2 * SILENCE)
         assert self.line.take() == b""
         self.sends(one, b"+$c#63")
         self.line.take()
-        self.says(b"+tick\r\n", then=RUNNING_SECONDS + 0.01)
+        self.says(b"+tick\r\n", then=RUNNING + 0.01)
         first = self.line.take()
-        assert KEYS_AT_ONCE <= len(first) < len(keys)
+        assert AT_ONCE <= len(first) < len(keys)
         assert Told.DELIVERED.value not in self.words
         # The guest answers, and gets more; where it does not, later.
         self.says(first, then=0.02)
         second = self.line.take()
-        assert len(second) == KEYS_AT_ONCE
-        self.passes(UNECHOED_SECONDS * (len(keys) // KEYS_AT_ONCE))
+        assert len(second) == AT_ONCE
+        self.passes(UNECHOED * (len(keys) // AT_ONCE))
         assert first + second + self.line.take() == keys
         assert self.words[-1] == Told.DELIVERED.value
 
@@ -275,14 +272,14 @@ class SharedLineTest(TestCase):
         self.shared.write(keys)
         self.sends(one, b"$c#63")
         self.line.take()
-        self.says(b"+", then=RUNNING_SECONDS + 0.012)
+        self.says(b"+", then=RUNNING + 0.012)
         first = self.line.take()
         assert 0 < len(first) < len(keys)
         self.says(STOP, then=0.5)
         assert self.line.take() == b""
         self.sends(one, b"+$c#63")
         self.line.take()
-        self.says(b"+", then=RUNNING_SECONDS + UNECHOED_SECONDS * (len(keys) // KEYS_AT_ONCE + 1))
+        self.says(b"+", then=RUNNING + UNECHOED * (len(keys) // AT_ONCE + 1))
         assert first + self.line.take() == keys
 
     async def test_more_than_is_kept_is_said_to_be_dropped(self) -> None:
@@ -290,7 +287,7 @@ class SharedLineTest(TestCase):
         for _ in range(100):
             self.shared.write(b"x" * 100)
         assert Told.FULL.value in self.words
-        assert len(self.shared._keys) <= shared_line.MOST_KEYS
+        assert self.shared._demux.keys.dropped == 100 * 100 - MOST_TYPED
 
     # -- breaking in --------------------------------------------------------------------------------------------
 
@@ -301,7 +298,7 @@ class SharedLineTest(TestCase):
         assert (self.line.sent_breaks, self.line.take()) == ([Break.SERIAL], b"g")
         self.shared.write(b"ls\r")
         assert self.line.take() == b""
-        self.passes(BREAK_IN_SECONDS + RUNNING_SECONDS + 0.1)
+        self.passes(BREAK_IN_SECONDS + RUNNING + 0.1)
         assert self.line.take() == b"ls\r"
 
     async def test_closing_leaves_no_timer(self) -> None:

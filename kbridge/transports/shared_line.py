@@ -16,7 +16,8 @@ import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
-from gdbstubs.demux import Console, LineDemultiplexer, State, Stub, Told, Typing
+from gdbstubs.demux import Console, LineDemultiplexer, State, Stub
+from gdbstubs.keys import Told, Typing
 from kbridge.errors import GuestError, LineError
 from kbridge.transports.streams import Stream
 
@@ -33,14 +34,6 @@ LOOK_SECONDS: Final = 0.0005
 """After a deadline, for the reactor to read the line once more."""
 MOST_WAITING: Final = 4096
 """Bytes of the client that wait for the guest to stand: a question, sent again a few times."""
-RUNNING_SECONDS: Final = 1.0
-"""How long the guest must have run before it is given what was typed: kgdb, back after a step, would read it."""
-KEYS_AT_ONCE: Final = 8
-"""Half of a UART's FIFO; kgdb, if it stops the guest in that moment, sends its stop again for each of them."""
-KEYS_SECONDS: Final = 0.005
-UNECHOED_SECONDS: Final = 0.1
-"""After which more keys follow though nothing shows that the guest has read those before."""
-MOST_KEYS: Final = 8192
 BREAK_IN_SECONDS: Final = 3.0
 """How long typing is kept after a BREAK, for the stop that it leads to."""
 
@@ -64,15 +57,6 @@ class SharedLine:
         """Whether the client may ask a guest of which nothing shows that it stands."""
         self._listeners: tuple[Words, ...] = ()
         self._timer: IDelayedCall | None = None
-        self._keys = bytearray()
-        """What was typed and waits for a guest that has run for a while."""
-        self._typing: IDelayedCall | None = None
-        self._typed_at = 0.0
-        self._is_echoed = True
-        """Whether the guest has said anything since it was given keys last."""
-        self._owes_delivered = False
-        self._runs_since = 0.0
-        self._was_running = True
         self._unattended = 0
 
     def opened(self, line: ConsoleLine) -> None:
@@ -85,16 +69,17 @@ class SharedLine:
         """Take the line's next bytes."""
         count = read_into(memoryview(self._buffer))
         if count:
-            now, deadline = self._reactor.seconds(), self._demux.deadline
+            now, silent_at = self._reactor.seconds(), self._demux.silent_at
             self._has_looked = False
-            self._demux.received(bytes(self._buffer[:count]), now, watched=deadline is None or now < deadline)
+            self._demux.received(
+                bytes(self._buffer[:count]), now, watched=silent_at is None or now < silent_at
+            )
             self._act()
         return count
 
     def line_opened(self, detail: str) -> None:
         """Note that the line is there."""
-        self._demux.runs()
-        self._act()
+        self.machine_reset()
         self._recorder.line_opened(detail)
 
     def line_lost(self, detail: str, reason: str) -> None:
@@ -124,7 +109,7 @@ class SharedLine:
         """Send what a user types, or keep it while kgdb holds the guest."""
         if self._own.reason:
             self._own.write(data)  # which says what is wrong
-        self._demux.typed(data)
+        self._demux.typed(data, self._reactor.seconds())
         self._act()
 
     async def send_break(self, how: Break) -> None:
@@ -133,10 +118,9 @@ class SharedLine:
 
     async def close(self) -> None:
         """Let go of the line and the client."""
-        for timer in (self._timer, self._typing):
-            if timer is not None:
-                timer.cancel()
-        self._timer = self._typing = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         if self._client is not None:
             self._client.abort("the line is closed")
         if self._line is not None:
@@ -193,6 +177,7 @@ class SharedLine:
         self._is_sought = is_sought
         self._waiting = b""
         self._client = Stream(self._reactor, ours, self._from_client, self._client_lost)
+        self._demux.keys.is_attended = True
         return theirs
 
     def _from_client(self, data: bytes) -> None:
@@ -215,6 +200,7 @@ class SharedLine:
     def _client_lost(self, reason: str) -> None:
         self._client = None
         self._waiting = b""
+        self._demux.keys.is_attended = False
 
     @property
     def _stands(self) -> bool:
@@ -224,8 +210,8 @@ class SharedLine:
     # -- what the demultiplexer decides -----------------------------------------------------------------------
 
     def machine_reset(self) -> None:
-        """Take note that the guest was reset: it runs."""
-        self._demux.runs()
+        """Take note that the guest was reset, or that its line is new: it runs."""
+        self._demux.runs(self._reactor.seconds())
         self._act()
 
     def _act(self) -> None:
@@ -236,21 +222,13 @@ class SharedLine:
             for one in batch:
                 match one:
                     case Console(data):
-                        self._is_echoed = True
                         self._recorder.append(data)
                     case Stub(data):
                         self._to_client(data)
                     case Typing(data):
-                        self._type(data)
-                    case Told.DELIVERED if self._keys:
-                        self._owes_delivered = True
+                        self._write_keys(data)
                     case Told() as told:
                         self._say(told.value)
-        runs = self._demux.state is State.RUNS
-        if runs and not self._was_running:
-            self._runs_since = self._reactor.seconds()
-            self._deliver_later()
-        self._was_running = runs
         if self._waiting and self._stands:
             waiting, self._waiting = self._waiting, b""
             self._send(waiting)
@@ -263,42 +241,6 @@ class SharedLine:
         elif self._unattended < self._demux.counts.packets:
             self._unattended = self._demux.counts.packets
             self._recorder.record("kgdb.unattended", bytes=len(data))
-
-    def _type(self, data: bytes) -> None:
-        """Give the guest what was typed: at once if it runs, and nothing waits."""
-        ran = self._was_running and self._reactor.seconds() - self._runs_since >= RUNNING_SECONDS
-        if ran and not self._keys:
-            self._write_keys(data)
-            return
-        room = MOST_KEYS - len(self._keys)
-        self._keys += data[:room]
-        if len(data) > room:
-            self._say(Told.FULL.value)
-        self._deliver_later()
-
-    def _deliver_later(self) -> None:
-        if self._keys and self._typing is None:
-            due = self._runs_since + RUNNING_SECONDS - self._reactor.seconds()
-            self._typing = self._reactor.callLater(max(KEYS_SECONDS, due), self._deliver)
-
-    def _deliver(self) -> None:
-        """Give the guest a few of the keys that wait, if it has run for long enough."""
-        self._typing = None
-        if self._demux.state is not State.RUNS:
-            return  # `_act` comes back to them
-        # Not in the middle of what may become a stop, and not more than the guest reads.
-        now = self._reactor.seconds()
-        ran = now - self._runs_since >= RUNNING_SECONDS
-        reads = self._is_echoed or now - self._typed_at >= UNECHOED_SECONDS
-        if ran and reads and self._demux.deadline is None:
-            self._typed_at, self._is_echoed = now, False
-            keys = bytes(self._keys[:KEYS_AT_ONCE])
-            del self._keys[:KEYS_AT_ONCE]
-            self._write_keys(keys)
-            if not self._keys and self._owes_delivered:
-                self._owes_delivered = False
-                self._say(Told.DELIVERED.value)
-        self._deliver_later()
 
     def _write_keys(self, data: bytes) -> None:
         try:
