@@ -43,6 +43,11 @@ def test_the_console_has_one_id_on_every_backend(backend: ConsoleBackend, charde
     assert following(command, "-serial") == ["chardev:console"]
 
 
+def test_the_kernel_tells_qemu_its_vmcoreinfo_unless_asked_otherwise() -> None:
+    assert "vmcoreinfo" in following(machine(), "-device")
+    assert "vmcoreinfo" not in following(machine(vmcoreinfo=False), "-device")
+
+
 def test_the_second_serial_port_comes_second() -> None:
     assert following(machine(second_serial=True), "-serial") == ["chardev:console", "chardev:serial2"]
 

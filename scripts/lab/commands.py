@@ -104,6 +104,7 @@ def _run(options: argparse.Namespace) -> int:
         second_serial=options.second_serial,
         kgdb_port=options.kgdb_port,
         stub=options.stub,
+        vmcoreinfo=options.vmcoreinfo,
         stopped=options.stopped,
         extra=tuple(options.qemu),
     )
@@ -211,6 +212,12 @@ def _run_options(run: argparse.ArgumentParser) -> None:
         "--stopped", action="store_true", help="wait for the monitor's `cont` before the first instruction"
     )
     run.add_argument("--stub", action="store_true", help="a gdb stub from the start, on DIR/gdb.sock")
+    run.add_argument(
+        "--no-vmcoreinfo",
+        dest="vmcoreinfo",
+        action="store_false",
+        help="no device by which the kernel tells QEMU its VMCOREINFO",
+    )
     second = run.add_mutually_exclusive_group()
     second.add_argument(
         "--second-serial", action="store_true", help="a second serial port, ttyS1, on DIR/serial2.sock"

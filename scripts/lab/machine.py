@@ -95,6 +95,7 @@ class Machine:
     kgdb_port: bool = False
     stub: bool = False
     stopped: bool = False
+    vmcoreinfo: bool = True
     extra: tuple[str, ...] = ()
 
     def command(self) -> list[str]:
@@ -114,7 +115,7 @@ class Machine:
             *(_serial("serial2", self.places.serial2) if self.second_serial else ()),
             *(_serial("kgdb", self.places.kgdb) if self.kgdb_port else ()),
             *("-device", "pvpanic-pci", "-action", "panic=pause"),
-            *("-device", "vmcoreinfo"),
+            *(("-device", "vmcoreinfo") if self.vmcoreinfo else ()),
             *("-device", "virtio-serial-pci,id=virtio-serial0"),
             *("-object", "rng-builtin,id=rng0", "-device", "virtio-rng-pci,rng=rng0"),
             *("-blockdev", "driver=null-co,node-name=disk0,size=67108864,read-zeroes=on"),
