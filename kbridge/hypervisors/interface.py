@@ -142,6 +142,13 @@ class Machine(Protocol):
         Fewer bytes come where the rest is not mapped, none where nothing is.
         """
 
+    async def dump_memory(self, descriptor: int, progress: Callable[[int, int], None]) -> None:
+        """Write all physical memory as an ELF core file to an open file; returns when it is written.
+
+        A guest that runs is stopped meanwhile.  ``progress`` is told how many bytes of how many are written.  Closing
+        the other end of a pipe ends it early, with ``MachineError``.
+        """
+
     async def start_stub(self, path: str) -> None:
         """Start the gdbstub on a unix socket that the hypervisor creates at ``path``, replacing any other.
 

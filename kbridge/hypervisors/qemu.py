@@ -22,6 +22,7 @@ from twisted.logger import Logger
 from kbridge.errors import MachineError
 from kbridge.hypervisors import examine, gdbserver
 from kbridge.hypervisors.chardevs import find_chardev, read_console
+from kbridge.hypervisors.dumping import Dump
 from kbridge.hypervisors.interface import MachineEvent, MachineState, RunState
 from kbridge.hypervisors.qmp_client import QmpClient
 from kbridge.hypervisors.run_states import RunFollower
@@ -65,6 +66,7 @@ class QemuMachine:
         self._listeners: list[_Subscription] = []
         self._settling: IDelayedCall | None = None
         self._stub_turn = DeferredLock()
+        self._is_dumping = False
         self._restarts: list[Deferred[str]] = []
         self._early: list[Event] | None = []
         self._client = QmpClient(
@@ -250,6 +252,20 @@ class QemuMachine:
             if len(piece) < size:
                 break
         return data
+
+    async def dump_memory(self, descriptor: int, progress: Callable[[int, int], None]) -> None:
+        """Write all physical memory as an ELF core file to an open file, a pipe for one; returns when it is written.
+
+        A guest that runs is stopped meanwhile.  ``progress`` is told how many bytes of how many are written.  Closing
+        the other end of a pipe ends it early, with ``MachineError``.
+        """
+        if self._is_dumping:
+            raise MachineError("the memory is not written", why="an image of it is being taken already")
+        self._is_dumping = True
+        try:
+            await Dump(self._reactor, self._client, self.subscribe, progress).write_to(descriptor)
+        finally:
+            self._is_dumping = False
 
     async def start_stub(self, path: str) -> None:
         """Start the gdbstub on a unix socket that QEMU creates at ``path``, replacing any other.

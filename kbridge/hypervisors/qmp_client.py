@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, cast
 from twisted.internet import defer
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectError, ConnectingCancelledError, DNSLookupError
+from twisted.internet.interfaces import IUNIXTransport
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
@@ -56,6 +57,8 @@ class _Link(Protocol):
         self._codec = QmpConnection()
         self._on_event = on_event
         self._waiting: dict[int, tuple[str, Deferred[Returned | Refused]]] = {}
+        self._lent: dict[int, int] = {}
+        """Open files that are on their way with a command: ours, so that nobody closes them before."""
         self._end_waiters: list[Deferred[None]] = []
         self.greeted: Deferred[Greeting] = Deferred()
         self.over = False
@@ -66,12 +69,24 @@ class _Link(Protocol):
         """The names of the commands that have no reply yet."""
         return frozenset(name for name, _ in self._waiting.values())
 
-    def send(self, name: str, arguments: Mapping[str, Any] | None = None) -> Deferred[Returned | Refused]:
-        """Send a command; its reply, or ``MachineError`` when the connection ends before."""
+    def send(
+        self, name: str, arguments: Mapping[str, Any] | None = None, descriptor: int | None = None
+    ) -> Deferred[Returned | Refused]:
+        """Send a command, and an open file with it; its reply, or ``MachineError`` when the connection ends before."""
+        assert self.transport is not None
+        if descriptor is not None and not IUNIXTransport.providedBy(self.transport):
+            raise MachineError(
+                f"{name} cannot be sent",
+                why="a file can only be handed to a machine monitor on a unix socket",
+                todo="give QEMU one: -qmp unix:PATH,server=on,wait=off",
+            )
         number, data = self._codec.command(name, arguments)
         reply: Deferred[Returned | Refused] = Deferred()
         self._waiting[number] = (name, reply)
-        assert self.transport is not None
+        if descriptor is not None:
+            # It goes with the next byte that is written; QEMU keeps it until the command asks for it.
+            self._lent[number] = lent = os.dup(descriptor)
+            cast("IUNIXTransport", self.transport).sendFileDescriptor(lent)
         self.transport.write(data)
         return reply
 
@@ -104,6 +119,7 @@ class _Link(Protocol):
                     case Event():
                         self._on_event(message)
                     case Returned() | Refused():
+                        self._let_go(message.id)
                         _, reply = self._waiting.pop(message.id)
                         reply.callback(message)
         except QmpProtocolError as error:
@@ -113,6 +129,8 @@ class _Link(Protocol):
         """End everything that waits."""
         self.over = True
         self.why = self.why or f"the machine monitor closed the connection ({reason.getErrorMessage()})"
+        for number in tuple(self._lent):
+            self._let_go(number)
         waiting, self._waiting = self._waiting, {}
         if not self.greeted.called:
             self.greeted.errback(MachineError(self.why))
@@ -127,6 +145,11 @@ class _Link(Protocol):
         waiters, self._end_waiters = self._end_waiters, []
         for waiter in waiters:
             waiter.callback(None)
+
+    def _let_go(self, number: int) -> None:
+        lent = self._lent.pop(number, None)
+        if lent is not None:
+            os.close(lent)
 
 
 class _LinkFactory(Factory):
@@ -200,22 +223,33 @@ class QmpClient:
             await running
 
     async def execute(
-        self, name: str, arguments: Mapping[str, Any] | None = None, *, seconds: float | None = None
+        self,
+        name: str,
+        arguments: Mapping[str, Any] | None = None,
+        *,
+        seconds: float | None = None,
+        descriptor: int | None = None,
     ) -> Any:  # the reply is whatever JSON the command returns
         """Carry out a QMP command; its ``return`` value.
 
+        ``descriptor``: an open file that QEMU is given with it, for ``getfd``; one at a time.
         ``MachineError`` when it is refused, or not answered within ``seconds`` (the command may still be
         carried out then), or the monitor cannot be reached.
         """
         link = self._link
         if link is None:
             raise MachineError(f"the machine monitor at {self._where} cannot be reached", why=self._problem)
-        return await self._over(link, name, arguments, seconds or self._command_seconds)
+        return await self._over(link, name, arguments, seconds or self._command_seconds, descriptor)
 
     async def _over(
-        self, link: _Link, name: str, arguments: Mapping[str, Any] | None, seconds: float
+        self,
+        link: _Link,
+        name: str,
+        arguments: Mapping[str, Any] | None,
+        seconds: float,
+        descriptor: int | None = None,
     ) -> Any:  # as above
-        reply = link.send(name, arguments)
+        reply = link.send(name, arguments, descriptor)
         try:
             answer = await reply.addTimeout(seconds, self._reactor)
         except defer.TimeoutError:
