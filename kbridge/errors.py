@@ -7,6 +7,7 @@ KbridgeError            what went wrong, why, and what to do next
     PenHeldError        another may type on it
   RecordError           a console ring or time line cannot be used
   GuestError            a guest is unknown, or lacks what the request needs
+  ImageError            a memory image cannot be taken, kept or read
   ScriptError           a script for a console is not valid: all its mistakes at once
 """
 
@@ -58,6 +59,10 @@ class RecordError(KbridgeError):
 
 class GuestError(KbridgeError):
     """The guest is unknown or lacks the capability that the request needs."""
+
+
+class ImageError(KbridgeError):
+    """A memory image cannot be taken, kept or read; nothing is left where it was to be."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -132,16 +132,26 @@ def text_by_symbol(data_at: int, size_at: int) -> Search[bytes]:
     return text
 
 
-def find(data: bytes) -> tuple[Vmcoreinfo, ...]:
-    """Return those in a piece of memory that say where their kernel is, each once: found by their text."""
-    found: list[Vmcoreinfo] = []
+def texts(data: bytes) -> tuple[bytes, ...]:
+    """Return those in a piece of memory, unparsed, each once: found by how they begin."""
+    found: list[bytes] = []
     for match in islice(_TEXT.finditer(data), _MOST_LOOKED_AT):
         end = _NO_TEXT.search(data, match.end(), match.start() + MOST_BYTES)
-        one = parse(data[match.start() : end.start() if end else match.start() + MOST_BYTES])
-        if one.slide is not None and one not in found:
+        one = bytes(data[match.start() : end.start() if end else match.start() + MOST_BYTES])
+        if one not in found:
             found.append(one)
             if len(found) == _MOST_FOUND:
                 break
+    return tuple(found)
+
+
+def find(data: bytes) -> tuple[Vmcoreinfo, ...]:
+    """Return those in a piece of memory that say where their kernel is, each once: found by their text."""
+    found: list[Vmcoreinfo] = []
+    for text in texts(data):
+        one = parse(text)
+        if one.slide is not None and one not in found:
+            found.append(one)
     return tuple(found)
 
 
