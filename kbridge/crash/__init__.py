@@ -1,1 +1,1 @@
-"""What is left of a guest that died: its detection, its memory, its report."""
+"""Crashes of guests: noticed, captured, explained, kept."""
