@@ -15,16 +15,18 @@ from lab.errors import LabError
 class Description:
     """What `guest.json` holds: facts of one build, with paths relative to its folder.
 
-    `modules` are loaded at boot, in this order, `more_modules` behind them with `kbridge.modules=all`.
+    `modules` are loaded at boot, in this order, `more_modules` behind them with `kbridge.modules=all`. `disk` is the
+    image of a guest that boots from one; a guest without it is started with its kernel and `initramfs`.
     """
 
     name: str
     version: str
     release: str
-    kernel: str
-    vmlinux: str
-    modules: tuple[str, ...]
+    kernel: str = ""
+    vmlinux: str = ""
+    modules: tuple[str, ...] = ()
     more_modules: tuple[str, ...] = ()
+    disk: str = ""
 
     def write(self, folder: Path) -> None:
         (folder / "guest.json").write_text(json.dumps(asdict(self), indent=2) + "\n")
@@ -46,8 +48,14 @@ class Build:
         return self.folder / self.description.vmlinux
 
     @property
-    def initrd(self) -> Path:
-        return (self.folder / "initramfs").resolve()
+    def initrd(self) -> Path | None:
+        """What QEMU loads beside the kernel; None for a guest that boots from a disk."""
+        return None if self.disk else (self.folder / "initramfs").resolve()
+
+    @property
+    def disk(self) -> Path | None:
+        """The image that a guest's own disk is a copy of."""
+        return self.folder / self.description.disk if self.description.disk else None
 
     @property
     def modules(self) -> Path:
@@ -59,8 +67,26 @@ class Build:
         """A folder for gdb's `debug-file-directory`: vmlinux and the modules' DWARF by build-id."""
         return self.folder / "debug"
 
+    def files(self) -> dict[str, str | None]:
+        """Its parts by name, for whoever starts or lists it; None where a guest has none."""
+        if self.disk is not None:
+            return {
+                "disk": str(self.disk),
+                **dict.fromkeys(("kernel", "vmlinux", "initrd", "modules", "debug_dir")),
+            }
+        return {
+            "disk": None,
+            "kernel": str(self.kernel),
+            "vmlinux": str(self.vmlinux),
+            "initrd": str(self.initrd),
+            "modules": str(self.modules),
+            "debug_dir": str(self.debug_dir),
+        }
+
     def ready(self) -> bool:
-        return self.kernel.exists() and self.initrd.exists()
+        if self.disk is not None:
+            return self.disk.exists()
+        return self.kernel.exists() and self.initrd is not None and self.initrd.exists()
 
     def size(self) -> int:
         """Bytes on disk."""
@@ -70,7 +96,7 @@ class Build:
 def load(folder: Path) -> Build:
     try:
         fields = json.loads((folder / "guest.json").read_text())
-        fields["modules"] = tuple(fields["modules"])
+        fields["modules"] = tuple(fields.get("modules", ()))
         fields["more_modules"] = tuple(fields.get("more_modules", ()))
         return Build(folder, Description(**fields))
     except (OSError, ValueError, TypeError, KeyError) as error:

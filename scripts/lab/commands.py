@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lab import builds, cloud, kgdb, running
+from lab import builds, cloud, disks, firmware, grubdisk, kgdb, running
 from lab.errors import LabError
-from lab.machine import KGDB_PARAMETER, ConsoleBackend, Machine, Places, command_line
+from lab.machine import KGDB_PARAMETER, PC, ConsoleBackend, Machine, Places, command_line
+from lab.menus import MENUS, Entry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -21,13 +22,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Guest:
-    """How a guest is built, and the kernel's parameters that are its own."""
+    """How a guest is built, and the kernel's parameters that are its own; or the entries of its boot menu."""
 
     build: Callable[[], builds.Build]
-    append: str
+    append: str = ""
+    entries: tuple[Entry, ...] = ()
+    memory: int = 256
+    processors: int = 2
 
 
-GUESTS = {cloud.NAME: Guest(cloud.build, cloud.APPEND), kgdb.NAME: Guest(kgdb.build, kgdb.APPEND)}
+GUESTS = {
+    cloud.NAME: Guest(cloud.build, cloud.APPEND),
+    kgdb.NAME: Guest(kgdb.build, kgdb.APPEND),
+    grubdisk.NAME: Guest(grubdisk.build, entries=grubdisk.ENTRIES, processors=1),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -75,6 +83,7 @@ def _build(options: argparse.Namespace) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     build = builds.find(options.name)
+    guest = GUESTS[options.name]
     if build is None:
         raise LabError(f"{options.name} is not built yet; run: scripts/guest build {options.name}")
     if options.kgdb_port and options.name != kgdb.NAME:
@@ -87,19 +96,24 @@ def _run(options: argparse.Namespace) -> int:
     else:
         folder = Path(options.dir).absolute()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    places = Places(folder)
+    words = (
+        guest.append,
+        "nokaslr" if options.no_kaslr else "",
+        KGDB_PARAMETER if options.kgdb_port else "",
+        *options.append,
+    )
+    from_disk = build.disk is not None
     machine = Machine(
         name=options.name,
-        kernel=build.kernel,
+        places=places,
+        kernel=None if from_disk else build.kernel,
         initrd=build.initrd,
-        append=command_line(
-            GUESTS[options.name].append,
-            "nokaslr" if options.no_kaslr else "",
-            KGDB_PARAMETER if options.kgdb_port else "",
-            *options.append,
-        ),
-        places=Places(folder),
-        memory=options.memory,
-        processors=options.smp,
+        append="" if from_disk else command_line(*words),
+        disk=places.disk if from_disk else None,
+        board=firmware.board(options.firmware, places) if from_disk else PC,
+        memory=options.memory or guest.memory,
+        processors=options.smp or guest.processors,
         console=ConsoleBackend(options.console_backend),
         second_serial=options.second_serial,
         kgdb_port=options.kgdb_port,
@@ -108,7 +122,19 @@ def _run(options: argparse.Namespace) -> int:
         stopped=options.stopped,
         extra=tuple(options.qemu),
     )
-    return running.run(machine, build, detach=options.detach, temporary=temporary)
+
+    def prepare() -> None:
+        if build.disk is not None:
+            disks.copy(build.disk, places.disk, _files_on_disk(guest, options, words))
+            firmware.prepare(options.firmware, places)
+
+    return running.run(machine, build, prepare, detach=options.detach, temporary=temporary)
+
+
+def _files_on_disk(guest: Guest, options: argparse.Namespace, words: Sequence[str]) -> dict[str, bytes]:
+    given = [word for word in words if word]
+    entries = tuple(entry.with_words(*given) for entry in guest.entries)
+    return {"/boot/grub/grub.cfg": MENUS[options.menu].text(entries).encode()}
 
 
 def _list(options: argparse.Namespace) -> int:
@@ -124,7 +150,8 @@ def _list(options: argparse.Namespace) -> int:
             f"{name:6} {build.description.release} ({build.description.version}), {build.size() / 1e6:.0f} MB"
         )
         for label, path in _files(build).items():
-            print(f"       {label:10} {path}")
+            if path is not None:
+                print(f"       {label:10} {path}")
     return 0
 
 
@@ -141,15 +168,8 @@ def _row(name: str, build: builds.Build | None) -> dict[str, object]:
     }
 
 
-def _files(build: builds.Build) -> dict[str, str]:
-    return {
-        "dir": str(build.folder),
-        "kernel": str(build.kernel),
-        "vmlinux": str(build.vmlinux),
-        "initrd": str(build.initrd),
-        "modules": str(build.modules),
-        "debug_dir": str(build.debug_dir),
-    }
+def _files(build: builds.Build) -> dict[str, str | None]:
+    return {"dir": str(build.folder), **build.files()}
 
 
 def _count(low: int, high: int) -> Callable[[str], int]:
@@ -195,15 +215,25 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run_options(run: argparse.ArgumentParser) -> None:
     run.add_argument("name", choices=[*GUESTS])
+    run.add_argument("-m", "--memory", type=_count(96, 65536), metavar="MIB", help="default: 256")
     run.add_argument(
-        "-m", "--memory", type=_count(96, 65536), default=256, metavar="MIB", help="default: 256"
-    )
-    run.add_argument(
-        "--smp", type=_count(1, 8), default=2, metavar="N", help="processors, 1 to 8; default: 2"
+        "--smp",
+        type=_count(1, 8),
+        metavar="N",
+        help="processors, 1 to 8; default: 2, and 1 for what boots from a disk",
     )
     run.add_argument(
         "--append", action="append", default=[], metavar="ARGS",
         help="more of the kernel's command line, such as 'kbridge.tick=0.2' (prints a line at that pace)",
+    )  # fmt: skip
+    run.add_argument(
+        "--menu", choices=[*MENUS], default="menu",
+        help="the boot menu of a guest that boots from a disk: "
+        + "; ".join(f"{name}: {menu.help}" for name, menu in MENUS.items()),
+    )  # fmt: skip
+    run.add_argument(
+        "--firmware", choices=[firmware.BIOS, firmware.EFI], default=firmware.BIOS,
+        help="what boots a guest's disk; default: bios",
     )  # fmt: skip
     run.add_argument(
         "--no-kaslr", action="store_true", help="the kernel at its linked address; otherwise moved at boot"

@@ -60,6 +60,12 @@ def package(name: str) -> Package:
     return found
 
 
+def installed(name: str) -> str:
+    """The version of a package that is installed on this machine; empty if none is."""
+    command = ["dpkg-query", "--show", "--showformat=${Version}", "--", name]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout
+
+
 def _show(name: str) -> Package | None:
     command = ["apt-cache", "show", "--no-all-versions", "--", name]
     try:

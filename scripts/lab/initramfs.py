@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,12 +24,7 @@ def archive(hostname: str, modules: Sequence[Path], more: Sequence[Path] = ()) -
 
     `more` are loaded behind them where `kbridge.modules=all` is on the kernel's command line.
     """
-    if not BUSYBOX.exists():
-        raise LabError(f"{BUSYBOX} is missing; run scripts/setup, or: sudo apt-get install busybox-static")
-    busybox = BUSYBOX.read_bytes()
-    # A dynamic program names its loader near its start (PT_INTERP); a static one may have it in its texts.
-    if b"/ld-linux" in busybox[:4096]:
-        raise LabError(f"{BUSYBOX} is dynamically linked; run: sudo apt-get install busybox-static")
+    busybox = static_busybox()
     entries = [
         *(cpio.directory(name) for name in _DIRECTORIES),
         cpio.character_device("dev/console", 5, 1),
@@ -42,6 +38,23 @@ def archive(hostname: str, modules: Sequence[Path], more: Sequence[Path] = ()) -
         cpio.file("lib/modules/load-more", _lines(more)),
     ]
     return cpio.archive(entries)
+
+
+def static_busybox() -> bytes:
+    """The host's own; LabError if it needs libraries that a guest does not have."""
+    if not BUSYBOX.exists():
+        raise LabError(f"{BUSYBOX} is missing; run scripts/setup, or: sudo apt-get install busybox-static")
+    busybox = BUSYBOX.read_bytes()
+    # A dynamic program names its loader near its start (PT_INTERP); a static one may have it in its texts.
+    if b"/ld-linux" in busybox[:4096]:
+        raise LabError(f"{BUSYBOX} is dynamically linked; run: sudo apt-get install busybox-static")
+    return busybox
+
+
+def applets() -> list[str]:
+    """The names under which the host's busybox acts."""
+    done = subprocess.run([BUSYBOX, "--list"], capture_output=True, text=True, check=True)
+    return done.stdout.split()
 
 
 def _lines(modules: Sequence[Path]) -> bytes:

@@ -18,6 +18,18 @@ KGDB_PARAMETER = "kgdboc=ttyS1,115200"
 """The kernel's parameter that puts kgdb on the second serial port; the console stays on the first."""
 
 
+@dataclass(frozen=True, slots=True)
+class Board:
+    """What a machine is before it has a disk or a kernel: QEMU's program, its package, arguments for it."""
+
+    program: str
+    package: str
+    arguments: tuple[str, ...]
+
+
+PC = Board("qemu-system-x86_64", "qemu-system-x86", ("-machine", "pc"))
+
+
 class ConsoleBackend(enum.Enum):
     """What the guest's first serial port is connected to."""
 
@@ -72,6 +84,15 @@ class Places:
     def log(self) -> Path:
         return self.folder / "qemu.log"
 
+    @property
+    def disk(self) -> Path:
+        return self.folder / "disk.img"
+
+    @property
+    def firmware(self) -> Path:
+        """What a firmware writes its settings to."""
+        return self.folder / "firmware.fd"
+
     def sockets(self) -> tuple[Path, ...]:
         return (self.qmp, self.serial, self.serial2, self.kgdb, self.gdb)
 
@@ -80,14 +101,18 @@ class Places:
 class Machine:
     """All that shapes the virtual machine. `memory` is in MiB; `extra` are arguments for QEMU as they are.
 
+    It is started with a `kernel`, an `initrd` and a command line, or boots from `disk`, which is its own to write to.
+
     The second serial port, ttyS1, is a plain one or kgdb's: there is one of them.
     """
 
     name: str
-    kernel: Path
-    initrd: Path
-    append: str
     places: Places
+    kernel: Path | None = None
+    initrd: Path | None = None
+    append: str = ""
+    disk: Path | None = None
+    board: Board = PC
     memory: int = 256
     processors: int = 2
     console: ConsoleBackend = ConsoleBackend.UNIX
@@ -100,15 +125,15 @@ class Machine:
 
     def command(self) -> list[str]:
         """The argument vector."""
-        for path in (self.kernel, self.initrd):
-            if "," in str(path):
+        for path in (self.kernel, self.initrd, self.disk):
+            if "," in str(path or ""):
                 raise LabError(f"{path}: QEMU's options cannot hold a path with a comma; set XDG_CACHE_HOME")
         return [
-            "qemu-system-x86_64",
-            *("-name", self.name, "-machine", "pc", "-accel", "tcg"),
+            self.board.program,
+            *("-name", self.name, *self.board.arguments, "-accel", "tcg"),
             *("-no-user-config", "-nodefaults", "-display", "none"),
             *("-m", str(self.memory), "-smp", str(self.processors)),
-            *("-kernel", str(self.kernel), "-initrd", str(self.initrd), "-append", self.append),
+            *self._boot(),
             *("-chardev", f"socket,id=qmp,path={self.places.qmp},server=on,wait=off"),
             *("-mon", "chardev=qmp,mode=control"),
             *("-chardev", self._console(), "-serial", f"chardev:{CONSOLE_ID}"),
@@ -118,13 +143,24 @@ class Machine:
             *(("-device", "vmcoreinfo") if self.vmcoreinfo else ()),
             *("-device", "virtio-serial-pci,id=virtio-serial0"),
             *("-object", "rng-builtin,id=rng0", "-device", "virtio-rng-pci,rng=rng0"),
-            *("-blockdev", "driver=null-co,node-name=disk0,size=67108864,read-zeroes=on"),
+            *("-blockdev", self._disk()),
             *("-device", "virtio-blk-pci,drive=disk0"),
             *("-nic", "none"),
             *(("-gdb", f"unix:{self.places.gdb},server=on,wait=off") if self.stub else ()),
             *(("-S",) if self.stopped else ()),
             *self.extra,
         ]
+
+    def _boot(self) -> tuple[str, ...]:
+        if self.kernel is None:
+            return ()
+        initrd = () if self.initrd is None else ("-initrd", str(self.initrd))
+        return ("-kernel", str(self.kernel), *initrd, "-append", self.append)
+
+    def _disk(self) -> str:
+        if self.disk is None:
+            return "driver=null-co,node-name=disk0,size=67108864,read-zeroes=on"
+        return f"driver=raw,node-name=disk0,file.driver=file,file.filename={self.disk}"
 
     def _console(self) -> str:
         match self.console:

@@ -20,6 +20,8 @@ from lab.errors import LabError
 from lab.machine import CONSOLE_ID, Machine, Places
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from lab.builds import Build
 
 _START_SECONDS = 30.0
@@ -52,11 +54,7 @@ class Started:
                 "console2": f"unix:{places.serial2}" if self.machine.second_serial else None,
                 "kgdb": f"unix:{places.kgdb}" if self.machine.kgdb_port else None,
                 "stub": f"unix:{places.gdb}" if self.machine.stub else None,
-                "kernel": str(build.kernel),
-                "vmlinux": str(build.vmlinux),
-                "initrd": str(build.initrd),
-                "modules": str(build.modules),
-                "debug_dir": str(build.debug_dir),
+                **build.files(),
                 "append": self.machine.append,
                 "log": str(places.log),
             }
@@ -91,11 +89,15 @@ def _take(places: Places) -> int:
             return descriptor
 
 
-def start(machine: Machine, *, detach: bool) -> Started:
-    """QEMU, running, its monitor free; LabError with its words if it fails. Replaces stale sockets."""
+def start(machine: Machine, prepare: Callable[[], None], *, detach: bool) -> Started:
+    """QEMU, running, its monitor free; LabError with its words if it fails. Replaces stale sockets.
+
+    `prepare` is called before that, when the folder is ours.
+    """
     places = machine.places
     lock = _take(places)
     try:
+        prepare()
         for path in places.sockets():
             path.unlink(missing_ok=True)
         with places.log.open("wb") as log:
@@ -111,7 +113,8 @@ def start(machine: Machine, *, detach: bool) -> Started:
                 )
             except FileNotFoundError as error:
                 raise LabError(
-                    "QEMU is missing; run scripts/setup, or: sudo apt-get install qemu-system-x86"
+                    f"{machine.board.program} is missing; run scripts/setup, or: "
+                    f"sudo apt-get install {machine.board.package}"
                 ) from error
     finally:
         os.close(lock)
@@ -148,7 +151,7 @@ def block_signals() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
 
 
-def run(machine: Machine, build: Build, *, detach: bool, temporary: bool) -> int:
+def run(machine: Machine, build: Build, prepare: Callable[[], None], *, detach: bool, temporary: bool) -> int:
     """Start a machine, print its report, stay until it ends. `temporary`: its folder goes then."""
     parent = os.getppid()
     block_signals()
@@ -158,7 +161,7 @@ def run(machine: Machine, build: Build, *, detach: bool, temporary: bool) -> int
     line = None if detach else lifetime.lifeline()
     done = False
     try:
-        started = start(machine, detach=detach)
+        started = start(machine, prepare, detach=detach)
         try:
             print(started.report(build), flush=True)
             done = detach
