@@ -8,7 +8,7 @@ and memory are by linear address too.
 in:      the stub's description, the text of all registers
 out:     the mode; the view's description; registers translated to the view, and back
 
-Source: Intel SDM volume 3, 2.5 (CR0.PE), 2.2.1 (IA32_EFER.LMA), 20.1.1; GDB manual, "i386 Features".
+Source: Intel SDM volume 3, 2.5 (CR0.PE, CR0.PG), 2.2.1 (IA32_EFER.LMA), 20.1.1; GDB manual, "i386 Features".
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ from typing import Final
 
 from gdbstubs.registers import Description, Translation, parse_description
 
-_PROTECTION: Final = 1 << 0
+PROTECTION: Final = 1 << 0
 """CR0.PE."""
-_LONG_MODE: Final = 1 << 10
+PAGING: Final = 1 << 31
+"""CR0.PG."""
+LONG_MODE: Final = 1 << 10
 """IA32_EFER.LMA: long mode is active, be the code that runs 64-bit or not."""
 
 
@@ -46,9 +48,9 @@ def mode_of(description: Description | None, text: bytes) -> Mode:
         return Mode.LONG
     control = description.value(description.names["cr0"].of(text))
     efer = description.value(description.names["efer"].of(text))
-    if control is None or efer is None or efer & _LONG_MODE:
+    if control is None or efer is None or efer & LONG_MODE:
         return Mode.LONG
-    return Mode.PROTECTED if control & _PROTECTION else Mode.REAL
+    return Mode.PROTECTED if control & PROTECTION else Mode.REAL
 
 
 def _document(mode: Mode) -> bytes:

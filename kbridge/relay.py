@@ -245,6 +245,11 @@ class Relay:
         """Whether a debugger holds the guest."""
         return self._exchange.sharing.phase is Phase.ATTACHED
 
+    @property
+    def is_kernels_own(self) -> bool:
+        """Whether the stub is the guest's kernel's, so that there is none before the kernel."""
+        return self._exchange.client.dialect.interrupt_by is InterruptBy.BREAK_IN
+
     # -- debuggers ------------------------------------------------------------------------------------------
 
     def _answering(self, done: Callable[[str], None]) -> Callable[[str], None]:
@@ -272,13 +277,23 @@ class Relay:
             self._exchange.flush(self._now())
             self._execute()
 
+    def open_session(self, name: str) -> tuple[str, socket.socket]:
+        """Return the name and the debugger's end of a new session, for what this process does itself.
+
+        It is one like any other, and closed at once if there are too many.
+        """
+        ours, theirs = socket.socketpair()
+        name = self._unique(name)
+        self._accepted(theirs, name=name)
+        return name, ours
+
     def _accepted_observer(self, connection: socket.socket) -> None:
         self._accepted(connection, observes=True)
 
-    def _accepted(self, connection: socket.socket, *, observes: bool = False) -> None:
+    def _accepted(self, connection: socket.socket, *, observes: bool = False, name: str = "") -> None:
         self._last_session += 1
         number = SessionId(self._last_session)
-        name = self._name_for(connection)
+        name = self._unique(name or user_of(connection))
         admin = uid_of(connection) in (0, os.getuid())
         if not self._exchange.session_opened(number, name, self._now(), observes=observes, admin=admin):
             connection.close()
@@ -292,9 +307,8 @@ class Relay:
             lambda reason: self._session_lost(number),
         )
 
-    def _name_for(self, connection: socket.socket) -> str:
+    def _unique(self, user: str) -> str:
         """Return the name of the user at the other end, with a number where there are several."""
-        user = user_of(connection)
         taken = set(self._exchange.sessions.values())
         if user not in taken:
             return user

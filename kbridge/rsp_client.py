@@ -13,6 +13,7 @@ invariant: every coroutine ends: with its result, with an error, or when its dea
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
@@ -56,7 +57,10 @@ class RspClient:
 
     async def attach(self, endpoint: Endpoint, seconds: float = ATTACH_SECONDS) -> Stop:
         """Connect and greet; ``connect`` does it."""
-        connection = await connect_stream(self._reactor, endpoint)
+        return await self.attach_over(await connect_stream(self._reactor, endpoint), seconds)
+
+    async def attach_over(self, connection: socket.socket, seconds: float = ATTACH_SECONDS) -> Stop:
+        """Greet over a connection that is there already; ``over`` does it."""
         self._stream = Stream(self._reactor, connection, self._received, self._lost)
         try:
             return await self._ask(
@@ -246,6 +250,15 @@ async def connect(
     debugger = Debugger(on_words=on_words or _ignored, dialect=dialect, break_in=break_in)
     client = RspClient(reactor, str(endpoint), debugger)
     await client.attach(endpoint, seconds)
+    return client
+
+
+async def over(
+    reactor: Any, name: str, connection: socket.socket, *, seconds: float = ATTACH_SECONDS
+) -> RspClient:
+    """Attach over a connection to a relay that is there already, such as ``Relay.open_session`` gives."""
+    client = RspClient(reactor, name, Debugger(on_words=_ignored, dialect=RELAY))
+    await client.attach_over(connection, seconds)
     return client
 
 
