@@ -58,7 +58,11 @@ _SENT: Final = re.compile(rb"\$([^#$]*)#..", re.DOTALL)
 # 3 hands over to kdb, which prints; k and the resumes are acknowledged and have no reply while the guest stands.
 _RESUME: Final = re.compile(rb"[csCSik]|vCont;|vKill|3$")
 _PROMPT: Final = re.compile(rb"(?:^|[\r\n])(?:\[\d{1,5}\])?kdb> $")
-_WAITS: Final = re.compile(rb"KGDB: (?:[A-Za-z. ]{1,20} or \$3#33 for KDB|Waiting for remote debugger)\r?\n$")
+# Of kernels with kdb, of those without, and of kdb when it was told `kgdb`.
+_WAITS: Final = re.compile(
+    rb"(?:KGDB: (?:[A-Za-z. ]{1,20} or \$3#33 for KDB|Waiting for remote debugger|Entering KGDB)"
+    rb"|Entering please attach debugger or use \$D#44\+ or \$3#33)\r?\n$"
+)
 _MOST_TAIL: Final = 64
 _DIGITS: Final[tuple[bytes, ...]] = tuple(b"%02x" % value for value in range(256))
 
@@ -226,6 +230,10 @@ class LineDemultiplexer:
             self._strict(data)
         else:
             self._loose(data)
+        if self._stop_until is not None and self.at_prompt:
+            # The break-in has led to kdb, which what is typed is for.
+            self._stop_until = None
+            self.keys.is_held = self.state is not State.RUNS
         if self.keys.wait:
             self._give()
 
@@ -247,6 +255,11 @@ class LineDemultiplexer:
             self._asks = not resume
             self._asks_stop = payload == b"?"
             self._damaged_run = 0
+
+    def stands(self) -> None:
+        """Take note that the guest is in kgdb, known from elsewhere."""
+        self.state = State.HELD
+        self.keys.is_held = True
 
     def breaking_in(self, until: float) -> None:
         """Take note that a break-in was sent: what is typed is kept until the stop, or until then."""

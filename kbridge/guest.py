@@ -17,6 +17,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from gdbstubs.dialects import KGDB, PLAIN, QEMU
+from kbridge import kdb
 from kbridge.breakin import BreakIn
 from kbridge.breaks import Breaks
 from kbridge.config import BreakInWay, GuestConfig, OnLeave, StubDialect, StubKind
@@ -238,6 +239,23 @@ class Guest:
         if sysrq is not None:
             self._breaks.press(sysrq.encode("ascii"))
         return way
+
+    async def enter_kdb(self, by: str) -> BreakInWay | None:
+        """Bring the kernel to kdb's prompt on the console; returns the way that led in, None where it stood already.
+
+        Raises ``GuestError`` and ``LineError``.
+        """
+        if self.ways_in is None or self._shared is None:
+            apart = self.ways_in is not None
+            raise GuestError(
+                f"{self.name} cannot be brought to kdb",
+                why="its kgdb has a port of its own, and kdb listens to no other"
+                if apart
+                else "it has no kgdb",
+                todo="boot it with kgdboc=ttyS0, its console, and configure `stub`" if apart else "",
+            )
+        self._record("operator.kdb", {"by": by})
+        return await kdb.to_prompt(self._reactor, self.name, self._shared, self.ways_in)
 
     def _require_machine(self, what: str) -> Machine:
         if self.machine is None:

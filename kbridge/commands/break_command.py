@@ -24,27 +24,41 @@ MAX_ANSWER_BYTES = 65536
 @relay_options
 @click.argument("guest")
 @click.option("--sysrq", metavar="KEY", help="Send this SysRq key after the BREAK: h prints what there are.")
+@click.option(
+    "--kdb", is_flag=True, help="Bring the kernel to kdb's prompt, where kgdb is on the console's line."
+)
 @click.option("--force", is_flag=True, help="Take the pen from whoever types on the console.")
-def command(control: str | None, config: str | None, guest: str, sysrq: str | None, *, force: bool) -> None:
+def command(
+    control: str | None, config: str | None, guest: str, sysrq: str | None, *, kdb: bool, force: bool
+) -> None:
     """Send BREAK and a SysRq key to a guest's kernel.
 
     Prints what came back on the console.  With --sysrq it is checked that the kernel answered: it prints
-    `sysrq: …` for each key that it takes.  Where somebody else has the pen you are asked at a terminal.
+    `sysrq: …` for each key that it takes.  With --kdb it is broken into in the ways of `break_in`, each checked, until
+    kdb's prompt stands; its command `go` lets it run.  Where somebody else has the pen you are asked at a terminal.
     """
+    if kdb and sysrq is not None:
+        raise click.UsageError("--kdb goes without --sysrq")
     api = relay(control, config)
+    wanted = {"sysrq": sysrq, "kdb": kdb}
     with ConsoleClient(api, guest, read_only=True, history=0) as console:
         try:
-            api.post(guest_path(guest, "/break"), {"sysrq": sysrq, "force": force})
+            done = api.post(guest_path(guest, "/break"), {**wanted, "force": force})
         except Refused as error:
             ask_for_pen(api, guest, error)
-            api.post(guest_path(guest, "/break"), {"sysrq": sysrq, "force": True})
-        answer = _answer(console)
+            done = api.post(guest_path(guest, "/break"), {**wanted, "force": True})
+        answer = _answer(console, kdb=kdb)
     text = PlainText().feed(Text(0, 0, answer)).strip("\n")
     if text:
         click.echo(text)
+    if kdb:
+        how = "stood in kgdb already" if done["way"] is None else f"was broken into by {done['way']}"
+        click.echo(f"{guest} {how}: kdb waits on its console, `go` lets it run", err=True)
+        return
     if sysrq is None:
         if not text:
-            click.echo("BREAK was sent; a kernel says nothing to it until a SysRq key follows", err=True)
+            words = f"BREAK was sent ({done['way']}); a kernel says nothing to it until a SysRq key follows"
+            click.echo(words, err=True)
         return
     if "sysrq:" not in text.lower():
         state = api.get(guest_path(guest))["state"]
@@ -62,7 +76,7 @@ def command(control: str | None, config: str | None, guest: str, sysrq: str | No
         )
 
 
-def _answer(console: ConsoleClient) -> bytes:
+def _answer(console: ConsoleClient, *, kdb: bool) -> bytes:
     deadline = time.monotonic() + ANSWER_SECONDS
     answer = b""
     while (left := deadline - time.monotonic()) > 0 and len(answer) < MAX_ANSWER_BYTES:
@@ -70,7 +84,7 @@ def _answer(console: ConsoleClient) -> bytes:
         for message in console.messages(min(left, QUIET_SECONDS)):
             if isinstance(message, bytes):
                 answer += message
-        done = len(answer) == before and b"sysrq:" in answer.lower()
+        done = len(answer) == before and (kdb or b"sysrq:" in answer.lower())
         if done or console.ended:
             break
     return answer

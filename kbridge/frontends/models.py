@@ -163,6 +163,10 @@ class Break(_Taken):
     """How to break in."""
 
     sysrq: SysRqKey | None = None
+    kdb: bool = Field(
+        default=False,
+        description="Bring the kernel to kdb's prompt instead, where kgdb shares the console's line; not with sysrq",
+    )
     force: bool = Field(default=False, description="Take the pen from whoever has it")
 
 
@@ -173,9 +177,12 @@ class Done(_Given):
 
 
 class Broken(Done):
-    """BREAK was sent."""
+    """BREAK was sent, or the kernel is at kdb's prompt."""
 
-    way: str = Field(description="How: serial-break, telnet-break, rfc2217-break or monitor-break")
+    way: str | None = Field(
+        description="How: serial-break, telnet-break, rfc2217-break, monitor-break; with kdb also nmi, and null "
+        "where the kernel stood already"
+    )
 
 
 class Reloaded(_Given):

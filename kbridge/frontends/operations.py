@@ -101,15 +101,17 @@ async def power(call: Call) -> models.Done:
 
 
 async def break_in(call: Call) -> models.Broken:
-    """Send BREAK, and a SysRq key after it, with the pen in hand: nobody's keys come between."""
+    """Send BREAK, and a SysRq key after it, or break in for kdb, with the pen in hand: nobody's keys come between."""
     asked, guest = call.given(models.Break), call.guest
+    if asked.kdb and asked.sysrq is not None:
+        raise ProblemError(Kind.BAD_REQUEST, "kdb needs no SysRq key", hint="leave out sysrq or kdb")
     offset = guest.recorder.ring.head
     grip = guest.pen.take(f"{call.by} (break)", force=asked.force)
     try:
-        way = await guest.break_in(call.by, sysrq=asked.sysrq)
+        way = await (guest.enter_kdb(call.by) if asked.kdb else guest.break_in(call.by, sysrq=asked.sysrq))
     finally:
         grip.release()
-    return models.Broken(offset=offset, way=way.value)
+    return models.Broken(offset=offset, way=None if way is None else way.value)
 
 
 async def kernel(call: Call) -> models.Kernel:

@@ -109,7 +109,7 @@ ROUTES: Final = (
         "break",
         "POST",
         "/guests/{name}/break",
-        "Send BREAK on the console, and a SysRq key after it",
+        "Send BREAK on the console, and a SysRq key after it; or bring the kernel to kdb's prompt",
         Answers(operations.break_in, models.Broken, models.Break),
         problems=(Kind.NOT_CAPABLE, Kind.LINE, Kind.PEN_HELD, Kind.MACHINE, Kind.REFUSED),
     ),

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from gdbstubs.demux import Console, LineDemultiplexer, State, Stub
 from gdbstubs.keys import Told, Typing
+from gdbstubs.wire import frame
 from kbridge.errors import GuestError, LineError
 from kbridge.transports.streams import Stream
 
@@ -148,6 +149,39 @@ class SharedLine:
         assert self._line is not None, "the line was not opened yet"
         return self._line
 
+    # -- kdb --------------------------------------------------------------------------------------------------
+
+    @property
+    def is_attended(self) -> bool:
+        """Whether a debugger uses the kernel's stub."""
+        return self._client is not None
+
+    @property
+    def stands(self) -> bool:
+        """Whether the guest is in kgdb or kdb, as far as the line shows."""
+        return self._demux.state is not State.RUNS or self.at_prompt or self._demux.is_waiting
+
+    @property
+    def at_prompt(self) -> bool:
+        """Whether kdb waits for a command."""
+        return self._demux.at_prompt
+
+    def ask_for_kdb(self) -> None:
+        """Have a guest that stands in kgdb go on to kdb; raises ``LineError``."""
+        self._tell_kgdb(b"3")
+
+    def let_go(self) -> None:
+        """Have a guest that stands in kgdb run; raises ``LineError``."""
+        self._tell_kgdb(b"c")
+
+    def _tell_kgdb(self, payload: bytes) -> None:
+        """Send a packet in nobody's name, behind an acknowledgement of what kgdb may have said before."""
+        data = b"+" + frame(payload)
+        self._own.write(data)
+        self._demux.stands()
+        self._demux.sent_to_stub(data)
+        self._act()
+
     # -- breaking in ------------------------------------------------------------------------------------------
 
     @property
@@ -181,7 +215,7 @@ class SharedLine:
         return theirs
 
     def _from_client(self, data: bytes) -> None:
-        if not (self._stands or self._is_sought):
+        if not (self.stands or self._is_sought):
             if data not in self._waiting and len(self._waiting) + len(data) <= MOST_WAITING:
                 self._waiting += data
             return
@@ -201,11 +235,6 @@ class SharedLine:
         self._client = None
         self._waiting = b""
         self._demux.keys.is_attended = False
-
-    @property
-    def _stands(self) -> bool:
-        """Whether the guest is in kgdb, as far as the line shows."""
-        return self._demux.state is not State.RUNS or self._demux.at_prompt or self._demux.is_waiting
 
     # -- what the demultiplexer decides -----------------------------------------------------------------------
 
@@ -229,7 +258,7 @@ class SharedLine:
                         self._write_keys(data)
                     case Told() as told:
                         self._say(told.value)
-        if self._waiting and self._stands:
+        if self._waiting and self.stands:
             waiting, self._waiting = self._waiting, b""
             self._send(waiting)
         self._arm()
