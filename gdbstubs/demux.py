@@ -50,6 +50,8 @@ _UNASKED_WHOLE: Final = re.compile(
 )
 # The answer to ``?``, which alone may be sent to a kernel that runs and waits in its UART, perhaps for long.
 _STOP_WHOLE: Final = re.compile(_UNASKED_WHOLE.pattern + rb"[+-]{0,8}")
+# A ``$`` that was typed makes kgdb give its stop up, by a ``-``.
+_GIVEN_UP_WHOLE: Final = re.compile(_UNASKED_WHOLE.pattern + rb"-?")
 _UNASKED_PART: Final = re.compile(
     rb"\$(?:T(?:[0-9a-f](?:[0-9a-f][0-9A-Za-z:;,.-]*(?:#[0-9a-f]?)?)?)?"
     rb"|[SWE](?:[0-9a-f](?:[0-9a-f](?:#[0-9a-f]?)?)?)?|O(?:[0-9a-f]+(?:#[0-9a-f]?)?)?)?"
@@ -320,7 +322,8 @@ class LineDemultiplexer:
         asked = self._asks or self._acks > 0
         low = max(0, end - 2 * (LONGEST + 4))
         any_reply = asked and not self._asks_stop
-        whole = _ASKED_WHOLE if any_reply else _STOP_WHOLE if asked else _UNASKED_WHOLE
+        unasked = _GIVEN_UP_WHOLE if self.keys.has_sent_dollar(self._now) else _UNASKED_WHOLE
+        whole = _ASKED_WHOLE if any_reply else _STOP_WHOLE if asked else unasked
         start = data.rfind(b"$", low)
         if start >= 0:
             if _is_packet(whole, data, start, end):
@@ -360,6 +363,7 @@ class LineDemultiplexer:
         self.counts.packets += len(packets)
         self.counts.by_silence += len(packets)
         self.counts.chained += len(set(packets)) > 1
+        asked = self._asks or self._acks > 0
         self._acks = max(0, self._acks - sum(map(data.count, (b"+$", b"-$"))) - (data[-1] in b"+-"))
         self.output.append(Stub(data))
         self._tail = b""
@@ -379,8 +383,8 @@ class LineDemultiplexer:
             self._stop, self._stopped_at = packets[-1], self._last
             self._repeats = packets.count(packets[-1]) - 1
             if data[-1] in b"+-":
-                # A question was under way, and kgdb has read it.
-                self._acknowledged_stop(surely=False)
+                # kgdb has read a `$`: it was typed, or a question was under way.
+                self._acknowledged_stop(gave_up=True, surely=not asked)
 
     # -- a guest that is held -------------------------------------------------------------------------------
 
@@ -453,19 +457,24 @@ class LineDemultiplexer:
         if payload == self._stop:
             self._repeats += 1
         else:
-            self._acknowledged_stop(surely=False)
+            self._acknowledged_stop(gave_up=False, surely=False)
 
-    def _acknowledged_stop(self, *, surely: bool) -> None:
-        """Take note that kgdb has read the acknowledgement, and before it a byte for each repeat."""
+    def _acknowledged_stop(self, *, gave_up: bool, surely: bool) -> None:
+        """Take note that kgdb waits for an acknowledgement no more, and before has read a byte for each repeat."""
         self._stop = None
-        self.keys.swallowed(self._repeats, self._stopped_at, surely=surely and not self.counts.damaged)
+        surely = surely and not self.counts.damaged
+        self.keys.swallowed(self._repeats, self._stopped_at, gave_up=gave_up, surely=surely)
 
     def _acknowledgement(self, byte: int, position: int) -> int:
         """Return where to go on after an acknowledgement that may come, or that it is text."""
+        if byte == 0x2D and self._stop is not None and self.keys.has_sent_dollar(self._stopped_at):
+            # At a key of the user's; what was sent to the stub is yet to be read.
+            self._acknowledged_stop(gave_up=True, surely=True)
+            return position + 1
         if byte not in b"+-" or not self._acks:
             return _TEXT
         if self._stop is not None:
-            self._acknowledged_stop(surely=byte == 0x2B)
+            self._acknowledged_stop(gave_up=False, surely=byte == 0x2B)
         self._acks -= 1
         if self._resuming:
             self._resuming = False

@@ -1,7 +1,8 @@
 """What a user types on a line that kgdb shares: when the guest is given it, and what comes back from kgdb's hands.
 
 Source: Linux, kernel/debug/gdbstub.c, ``put_packet``: while a stop waits for its acknowledgement, each byte that is
-read and is neither ``+``, ``$`` nor 0x03 makes kgdb send the stop once more.
+read and is neither ``+``, ``$`` nor 0x03 makes kgdb send the stop once more.  At a ``$`` it gives the stop up, says
+``-``, and skips what follows, up to the next ``$``.
 
 in:      typed bytes; whether the guest is held, or the line in the middle of what may be a stop; that it said
          something; how many bytes kgdb has read in front of an acknowledgement; times
@@ -35,8 +36,9 @@ RECENT: Final = 0.5
 """Seconds for which a key may be under way: what was typed earlier is not what kgdb has read."""
 MOST_GIVEN: Final = 64
 """Bytes that are remembered of what was given."""
-_UNCOUNTED: Final = frozenset(b"+$\x03")
-"""What kgdb reads without sending its stop again."""
+_UNCOUNTED: Final = frozenset(b"+\x03")
+"""What kgdb reads without a sign."""
+_DOLLAR: Final = 0x24
 
 
 class Told(Enum):
@@ -59,6 +61,7 @@ class Keys:
     """What is typed on one line; the module's text says how."""
 
     __slots__ = (
+        "_dollar_at",
         "_given",
         "_gives_at",
         "_is_told",
@@ -75,6 +78,7 @@ class Keys:
         self._put_out = put_out
         self._typed = bytearray()
         self._given: deque[tuple[float, int]] = deque(maxlen=MOST_GIVEN)
+        self._dollar_at = -RECENT
         self._gives_at = 0.0
         self._ran_from = -RUNNING
         self._is_told = False
@@ -146,20 +150,27 @@ class Keys:
         """Take note that others than the user have sent something: what kgdb reads may be that."""
         self._given.clear()
 
-    def swallowed(self, count: int, stopped_at: float, *, surely: bool) -> None:
-        """Take back the last keys that were given: kgdb has read ``count`` bytes in front of an acknowledgement.
+    def has_sent_dollar(self, now: float) -> bool:
+        """Whether kgdb, if the guest stops now, may find a ``$`` that was typed."""
+        return now <= self._dollar_at + RECENT
 
-        ``surely``: whether nothing but keys can have been among them.
+    def swallowed(self, repeats: int, stopped_at: float, *, gave_up: bool, surely: bool) -> None:
+        """Take back the last keys that were given: kgdb has repeated its stop for as many bytes.
+
+        ``gave_up``: whether it then read a ``$``, and skipped what followed.  ``surely``: whether nothing but keys can
+        have been among what it read.
         """
         recent = bytes(key for when, key in self._given if when >= stopped_at - RECENT)
         self._given.clear()
-        if not recent or (count == 0 and _UNCOUNTED.isdisjoint(recent)):
+        if not recent:
             return
-        if not surely or count > len(recent) or not _UNCOUNTED.isdisjoint(recent):
+        start = _first_read(recent, repeats, gave_up=gave_up) if surely else None
+        if start is None:
             self._put_out(Told.LOST)
             return
-        self._typed[:0] = recent[-count:]
-        self._tell()
+        if start < len(recent):
+            self._typed[:0] = recent[start:]
+            self._tell()
 
     def stopped_in_silence(self, now: float) -> None:
         """Take note of a stop after which kgdb reads without a sign."""
@@ -175,9 +186,27 @@ class Keys:
     def _send(self, data: bytes, now: float) -> None:
         self._gives_at = now + UNECHOED
         self._given.extend((now, key) for key in data[-MOST_GIVEN:])
+        if _DOLLAR in data:
+            self._dollar_at = now
         self._put_out(Typing(data))
 
     def _tell(self) -> None:
         if not self._is_told and self.is_held:
             self._is_told = True
             self._put_out(Told.KEPT)
+
+
+def _first_read(recent: bytes, repeats: int, *, gave_up: bool) -> int | None:
+    """Return where the keys begin that kgdb has read, up to the last of them; None where that cannot be told."""
+    if not _UNCOUNTED.isdisjoint(recent):
+        return None
+    if not gave_up:
+        start = len(recent) - repeats
+        return start if start >= 0 and _DOLLAR not in recent[start:] else None
+    # The first ``$`` that it read is one behind as many other keys as it has repeated its stop.
+    starts = [
+        place - repeats
+        for place, key in enumerate(recent)
+        if key == _DOLLAR and place >= repeats and _DOLLAR not in recent[place - repeats : place]
+    ]
+    return starts[0] if len(starts) == 1 else None

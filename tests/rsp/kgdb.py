@@ -29,6 +29,8 @@ class Kgdb:
         self.tasks = dict(TASKS)
         self.is_read_only = False
         """Whether it refuses to write registers, as it does those of a task that is on no processor."""
+        self.is_typed_at = False
+        """Whether what is no packet may come: keys that the console's driver had not read."""
         self._unacknowledged = b""
         self._buffer = b""
         self._leaving = False
@@ -84,6 +86,9 @@ class Kgdb:
             if self._buffer[-3:-2] == b"#":
                 whole, self._buffer = self._buffer, b""
                 payload = whole[1:-3]
+                if self.is_typed_at and whole != packet(payload):
+                    self.output += b"-"
+                    continue
                 assert whole == packet(payload)
                 assert len(payload) < LONGEST, "longer than BUFMAX"
                 self.connected = True
