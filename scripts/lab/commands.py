@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lab import builds, cloud, disks, firmware, grubdisk, kgdb, running
+from lab import arm64, builds, cloud, disk, disks, firmware, kgdb, running, uboot
 from lab.errors import LabError
 from lab.machine import KGDB_PARAMETER, PC, ConsoleBackend, Machine, Places, command_line
 from lab.menus import MENUS, Entry
@@ -22,11 +22,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Guest:
-    """How a guest is built, and the kernel's parameters that are its own; or the entries of its boot menu."""
+    """How a guest is built, and the kernel's parameters that are its own.
+
+    One that boots from a disk has kinds of `firmware`, the usual one first; `entries` of GRUB's menu; and U-Boot's
+    `script`, given the words to add to the kernel's command line.
+    """
 
     build: Callable[[], builds.Build]
     append: str = ""
+    firmware: tuple[str, ...] = ()
     entries: tuple[Entry, ...] = ()
+    script: Callable[[Sequence[str]], str] | None = None
     memory: int = 256
     processors: int = 2
 
@@ -34,7 +40,19 @@ class Guest:
 GUESTS = {
     cloud.NAME: Guest(cloud.build, cloud.APPEND),
     kgdb.NAME: Guest(kgdb.build, kgdb.APPEND),
-    grubdisk.NAME: Guest(grubdisk.build, entries=grubdisk.ENTRIES, processors=1),
+    disk.NAME: Guest(
+        disk.build,
+        firmware=(firmware.BIOS, firmware.EFI, firmware.UBOOT),
+        entries=disk.ENTRIES,
+        script=lambda words: uboot.script("x86", (*disk.WORDS, *words)),
+        processors=1,
+    ),
+    arm64.NAME: Guest(
+        arm64.build,
+        firmware=(firmware.UBOOT_ARM64,),
+        script=lambda words: uboot.script("arm64", (*arm64.WORDS, *words)),
+        processors=1,
+    ),
 }
 
 
@@ -104,6 +122,7 @@ def _run(options: argparse.Namespace) -> int:
         *options.append,
     )
     from_disk = build.disk is not None
+    chosen = _firmware(guest, options)
     machine = Machine(
         name=options.name,
         places=places,
@@ -111,7 +130,7 @@ def _run(options: argparse.Namespace) -> int:
         initrd=build.initrd,
         append="" if from_disk else command_line(*words),
         disk=places.disk if from_disk else None,
-        board=firmware.board(options.firmware, places) if from_disk else PC,
+        board=firmware.board(chosen, places) if from_disk else PC,
         memory=options.memory or guest.memory,
         processors=options.smp or guest.processors,
         console=ConsoleBackend(options.console_backend),
@@ -126,15 +145,29 @@ def _run(options: argparse.Namespace) -> int:
     def prepare() -> None:
         if build.disk is not None:
             disks.copy(build.disk, places.disk, _files_on_disk(guest, options, words))
-            firmware.prepare(options.firmware, places)
+            firmware.prepare(chosen, places)
 
     return running.run(machine, build, prepare, detach=options.detach, temporary=temporary)
 
 
 def _files_on_disk(guest: Guest, options: argparse.Namespace, words: Sequence[str]) -> dict[str, bytes]:
     given = [word for word in words if word]
-    entries = tuple(entry.with_words(*given) for entry in guest.entries)
-    return {"/boot/grub/grub.cfg": MENUS[options.menu].text(entries).encode()}
+    files = {}
+    if guest.entries:
+        entries = tuple(entry.with_words(*given) for entry in guest.entries)
+        files["/boot/grub/grub.cfg"] = MENUS[options.menu].text(entries).encode()
+    if guest.script is not None:
+        files[uboot.SCRIPT] = uboot.image(guest.script(given))
+    return files
+
+
+def _firmware(guest: Guest, options: argparse.Namespace) -> str:
+    if options.firmware is None:
+        return guest.firmware[0] if guest.firmware else ""
+    if options.firmware not in guest.firmware:
+        takes = f"starts from {' or '.join(guest.firmware)}" if guest.firmware else "needs no firmware"
+        raise LabError(f"{options.name} {takes}, not from {options.firmware}")
+    return str(options.firmware)
 
 
 def _list(options: argparse.Namespace) -> int:
@@ -232,8 +265,8 @@ def _run_options(run: argparse.ArgumentParser) -> None:
         + "; ".join(f"{name}: {menu.help}" for name, menu in MENUS.items()),
     )  # fmt: skip
     run.add_argument(
-        "--firmware", choices=[firmware.BIOS, firmware.EFI], default=firmware.BIOS,
-        help="what boots a guest's disk; default: bios",
+        "--firmware", choices=[firmware.BIOS, firmware.EFI, firmware.UBOOT, firmware.UBOOT_ARM64],
+        help="what boots a guest's disk; default: bios, and uboot-arm64 for arm64",
     )  # fmt: skip
     run.add_argument(
         "--no-kaslr", action="store_true", help="the kernel at its linked address; otherwise moved at boot"

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
 from lab import lifetime
@@ -21,6 +22,7 @@ from lab.progress import Step
 
 _MEGABYTE = 1_000_000
 _POLL_SECONDS = 0.2
+_DAY_SECONDS = 24 * 3600
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,16 +62,63 @@ def package(name: str) -> Package:
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class Archive:
+    """Packages of another architecture. This machine's apt is left as it is: lists and all are in `folder`."""
+
+    architecture: str
+    folder: Path
+
+    def package(self, name: str) -> Package:
+        """The candidate version of a package; fetches the lists if there are none yet."""
+        if not self._stamp.exists():
+            self._update()
+        found = _show(name, self._environment())
+        if found is None:
+            raise LabError(f"the archive has no package {name} for {self.architecture}")
+        return found
+
+    def renew(self) -> bool:
+        """Fetch lists that are older than a day. False if they were newer."""
+        if time.time() - self._stamp.stat().st_mtime < _DAY_SECONDS:
+            return False
+        self._update()
+        return True
+
+    def download(self, wanted: Package, into: Path) -> Path:
+        """The package's .deb, in the existing folder `into`."""
+        return download(wanted, into, self._environment())
+
+    @property
+    def _stamp(self) -> Path:
+        return self.folder / "updated"
+
+    def _update(self) -> None:
+        for name in ("state/lists/partial", "cache/archives/partial"):
+            (self.folder / name).mkdir(parents=True, exist_ok=True)
+        (self.folder / "apt.conf").write_text(
+            f'APT::Architecture "{self.architecture}";\nAPT::Architectures {{ "{self.architecture}"; }};\n'
+            f'Dir::State "{self.folder}/state";\nDir::State::status "/dev/null";\n'
+            f'Dir::Cache "{self.folder}/cache";\nAcquire::Languages "none";\n'
+        )
+        with Step(f"apt-get update, for {self.architecture}"):
+            _apt_update(self._environment())
+        self._stamp.touch()
+
+    def _environment(self) -> dict[str, str]:
+        return {**os.environ, "APT_CONFIG": str(self.folder / "apt.conf")}
+
+
 def installed(name: str) -> str:
     """The version of a package that is installed on this machine; empty if none is."""
     command = ["dpkg-query", "--show", "--showformat=${Version}", "--", name]
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout
 
 
-def _show(name: str) -> Package | None:
+def _show(name: str, environment: Mapping[str, str] | None = None) -> Package | None:
     command = ["apt-cache", "show", "--no-all-versions", "--", name]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     except FileNotFoundError as error:
         raise LabError("there is no apt-cache: the guests are made of Debian's packages") from error
     return parse_record(done.stdout)
@@ -80,14 +129,19 @@ def update() -> bool:
     if os.geteuid() != 0:
         return False
     with Step("apt-get update"):
-        command = ["apt-get", "-qq", "-o", "DPkg::Lock::Timeout=300", "update"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise LabError(f"apt-get update failed: {last_line(done.stderr)}")
+        _apt_update()
     return True
 
 
-def download(wanted: Package, into: Path) -> Path:
+def _apt_update(environment: Mapping[str, str] | None = None) -> None:
+    # As root apt would fetch as a user of its own, which need not be able to write in a private cache.
+    command = ["apt-get", "-qq", "-o", "DPkg::Lock::Timeout=300", "-o", "APT::Sandbox::User=root", "update"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    if done.returncode:
+        raise LabError(f"apt-get update failed: {last_line(done.stderr)}")
+
+
+def download(wanted: Package, into: Path, environment: Mapping[str, str] | None = None) -> Path:
     """The package's .deb, in the existing folder `into`."""
     # apt's own user need not be able to write in a private cache; as root it would only warn.
     command = [
@@ -104,6 +158,7 @@ def download(wanted: Package, into: Path) -> Path:
             cwd=into,
             stdout=log,
             stderr=log,
+            env=environment,
             preexec_fn=lifetime.child_setup(),  # noqa: PLW1509 - this process has one thread
         )
         try:

@@ -10,6 +10,7 @@ GRUB has all the modules that it needs in its core images; nothing is read from 
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -56,6 +57,11 @@ def require_tools() -> None:
         )
 
 
+def recipe() -> str:
+    """What shapes an image but the files in it, for a build's key."""
+    return hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+
+
 def run(*command: str | Path, given: str = "", cwd: Path | None = None) -> None:
     """Run one of the tools; LabError with its last words if it fails."""
     done = subprocess.run(
@@ -85,16 +91,17 @@ def make(disk: Path, tree: Path, megabytes: int) -> None:
         "-E", f"offset={_ROOT_AT},root_owner=0:0,lazy_itable_init=1,lazy_journal_init=1",
         "-d", tree, disk, f"{megabytes}M",
     )  # fmt: skip
-    with tempfile.TemporaryDirectory(dir=disk.parent) as name:
-        work = Path(name)
-        core, esp = _bios_core(work), _esp(work)
-        with disk.open("r+b") as file:
-            # Up to the table of partitions; its defaults (the core image follows, on the disk that was booted) fit.
-            file.write(Path("/usr/lib/grub/i386-pc/boot.img").read_bytes()[:440])
-            file.seek(_SECTOR)
-            file.write(core)
-            file.seek(esp_at)
-            file.write(esp)
+
+
+def install_grub(disk: Path) -> None:
+    """Have GRUB boot an image made by `make`, on a BIOS and under UEFI."""
+    with tempfile.TemporaryDirectory(dir=disk.parent) as name, disk.open("r+b") as file:
+        # Up to the table of partitions; its defaults (the core image follows, on the disk that was booted) fit.
+        file.write(Path("/usr/lib/grub/i386-pc/boot.img").read_bytes()[:440])
+        file.seek(_SECTOR)
+        file.write(_bios_core(Path(name)))
+        file.seek(-_ESP_SIZE, os.SEEK_END)
+        file.write(_esp(Path(name)))
 
 
 def _bios_core(work: Path) -> bytes:

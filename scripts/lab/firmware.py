@@ -14,14 +14,28 @@ from lab.machine import PC, Board
 
 BIOS: Final = "bios"
 EFI: Final = "efi"
+UBOOT: Final = "uboot"
+UBOOT_ARM64: Final = "uboot-arm64"
 _CODE: Final = Path("/usr/share/OVMF/OVMF_CODE_4M.fd")
 _VARIABLES: Final = Path("/usr/share/OVMF/OVMF_VARS_4M.fd")
+_UBOOT_FILES: Final = {
+    UBOOT: Path("/usr/lib/u-boot/qemu-x86/u-boot.rom"),
+    UBOOT_ARM64: Path("/usr/lib/u-boot/qemu_arm64/u-boot.bin"),
+}
 
 
 def board(firmware: str, places: Places) -> Board:
     """The board with a firmware; `places.firmware` must be there, made by `prepare`, once it is started."""
     if firmware == BIOS:
         return PC
+    if firmware == UBOOT:
+        return Board(PC.program, PC.package, (*PC.arguments, "-bios", str(_UBOOT_FILES[firmware])))
+    if firmware == UBOOT_ARM64:
+        return Board(
+            "qemu-system-aarch64",
+            "qemu-system-arm",
+            ("-machine", "virt", "-cpu", "cortex-a57", "-bios", str(_UBOOT_FILES[firmware])),
+        )
     return Board(
         PC.program,
         PC.package,
@@ -35,8 +49,9 @@ def board(firmware: str, places: Places) -> Board:
 
 def prepare(firmware: str, places: Places) -> None:
     """Write what a firmware keeps its settings in: new ones, so that each start is the first."""
-    if firmware == BIOS:
-        return
-    if not _CODE.exists():
-        raise LabError(f"{_CODE} is missing; run scripts/setup, or: sudo apt-get install ovmf")
-    shutil.copyfile(_VARIABLES, places.firmware)
+    wanted = _UBOOT_FILES.get(firmware, _CODE)
+    if firmware != BIOS and not wanted.exists():
+        package = "ovmf" if wanted == _CODE else "u-boot-qemu"
+        raise LabError(f"{wanted} is missing; run scripts/setup, or: sudo apt-get install {package}")
+    if firmware == EFI:
+        shutil.copyfile(_VARIABLES, places.firmware)
