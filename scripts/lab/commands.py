@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lab import arm64, builds, cloud, disk, disks, firmware, kgdb, running, uboot
+from lab import arm64, builds, cloud, debianguest, disk, disks, firmware, kgdb, running, uboot
 from lab.errors import LabError
 from lab.machine import KGDB_PARAMETER, PC, ConsoleBackend, Machine, Places, command_line
 from lab.menus import MENUS, Entry
@@ -45,6 +45,13 @@ GUESTS = {
         firmware=(firmware.BIOS, firmware.EFI, firmware.UBOOT),
         entries=disk.ENTRIES,
         script=lambda words: uboot.script("x86", (*disk.WORDS, *words)),
+        processors=1,
+    ),
+    debianguest.NAME: Guest(
+        debianguest.build,
+        firmware=(firmware.BIOS, firmware.EFI),
+        entries=debianguest.ENTRIES,
+        memory=debianguest.MEMORY,
         processors=1,
     ),
     arm64.NAME: Guest(
@@ -158,6 +165,8 @@ def _files_on_disk(guest: Guest, options: argparse.Namespace, words: Sequence[st
         files["/boot/grub/grub.cfg"] = MENUS[options.menu].text(entries).encode()
     if guest.script is not None:
         files[uboot.SCRIPT] = uboot.image(guest.script(given))
+    if options.name == debianguest.NAME:
+        files[debianguest.SHADOW] = debianguest.shadow(options.root)
     return files
 
 
@@ -267,6 +276,10 @@ def _run_options(run: argparse.ArgumentParser) -> None:
     run.add_argument(
         "--firmware", choices=[firmware.BIOS, firmware.EFI, firmware.UBOOT, firmware.UBOOT_ARM64],
         help="what boots a guest's disk; default: bios, and uboot-arm64 for arm64",
+    )  # fmt: skip
+    run.add_argument(
+        "--root", choices=[*debianguest.ROOTS], default="locked",
+        help=f"whether root can log in to debian; the password is {debianguest.PASSWORD}; default: locked",
     )  # fmt: skip
     run.add_argument(
         "--no-kaslr", action="store_true", help="the kernel at its linked address; otherwise moved at boot"

@@ -42,6 +42,9 @@ _FILES: Final = {
     "/usr/lib/grub/i386-pc/boot.img": "grub-pc-bin",
     "/usr/lib/grub/x86_64-efi/linux.mod": "grub-efi-amd64-bin",
 }
+# Whoever is not root needs a process that takes itself for root.
+_AS_ROOT: Final = () if os.geteuid() == 0 else ("fakeroot",)
+_UNPACK: Final = 'tar -x -f "$1" -C "$2" --numeric-owner --exclude="./dev/*" && shift 2 && exec "$@"'
 # mke2fs and sfdisk are where only root's PATH leads.
 _PATH: Final = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
 
@@ -72,8 +75,11 @@ def run(*command: str | Path, given: str = "", cwd: Path | None = None) -> None:
         raise LabError(f"{command[0]} failed: {debian.last_line(done.stderr or done.stdout)}")
 
 
-def make(disk: Path, tree: Path, megabytes: int) -> None:
-    """Write the image `disk` whose root file system, of so many MiB, holds what is in the folder `tree`."""
+def make(disk: Path, tree: Path, megabytes: int, *, archive: Path | None = None) -> None:
+    """Write the image `disk` whose root file system, of so many MiB, holds what is in the folder `tree`.
+
+    The owners of what is in `archive`, a tar that is unpacked there first, are kept.
+    """
     require_tools()
     size = megabytes * _MEBIBYTE
     esp_at = _ROOT_AT + size
@@ -86,8 +92,9 @@ def make(disk: Path, tree: Path, megabytes: int) -> None:
         f"start={esp_at // _SECTOR}, size={_ESP_SIZE // _SECTOR}, type=ef\n",
     )  # fmt: skip
     # GRUB 2.06 cannot read a file system whose checksums are seeded.
+    unpack = () if archive is None else (*_AS_ROOT, "sh", "-c", _UNPACK, "sh", archive, tree)
     run(
-        "mke2fs", "-q", "-F", "-t", "ext4", "-L", _LABEL, "-m", "0", "-O", "^metadata_csum_seed",
+        *unpack, "mke2fs", "-q", "-F", "-t", "ext4", "-L", _LABEL, "-m", "0", "-O", "^metadata_csum_seed",
         "-E", f"offset={_ROOT_AT},root_owner=0:0,lazy_itable_init=1,lazy_journal_init=1",
         "-d", tree, disk, f"{megabytes}M",
     )  # fmt: skip
