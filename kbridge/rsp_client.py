@@ -254,10 +254,15 @@ async def connect(
 
 
 async def over(
-    reactor: Any, name: str, connection: socket.socket, *, seconds: float = ATTACH_SECONDS
+    reactor: Any,
+    name: str,
+    connection: socket.socket,
+    *,
+    on_words: Callable[[str], None] | None = None,
+    seconds: float = ATTACH_SECONDS,
 ) -> RspClient:
     """Attach over a connection to a relay that is there already, such as ``Relay.open_session`` gives."""
-    client = RspClient(reactor, name, Debugger(on_words=_ignored, dialect=RELAY))
+    client = RspClient(reactor, name, Debugger(on_words=on_words or _ignored, dialect=RELAY))
     await client.attach_over(connection, seconds)
     return client
 

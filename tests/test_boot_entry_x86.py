@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass, field
+from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from kbridge.boot.entry_x86 import (
@@ -261,12 +262,12 @@ def test_a_loader_that_is_not_understood_is_refused() -> None:
 
 def test_on_efi_only_what_its_map_calls_free_is_used() -> None:
     firmware = ((0, 0x2_0000, 7), (0x2_0000, 0x2_1000, 2), (0x2_1000, 0x5_0000, 4), (0x5_0000, 0x9_0000, 7))
-    grown = Loader(efi=firmware).change("x" * 300)[1]
-    assert grown.moved is False
-    moved = Loader(efi=firmware, place=0x2_0F00).change("x" * 300)[1]
-    assert moved.place == 0x1_0000
-    taken = Loader(efi=firmware[1:], place=0x2_0F00).change("x" * 300)[1]
-    assert taken.place == 0x5_0000
+    shorter = Loader(efi=firmware).change("x" * 5)[1]
+    assert shorter.moved is False
+    assert Loader(efi=firmware).change("x" * 300)[1].place == 0x1_0000
+    assert Loader(efi=firmware[1:]).change("x" * 300)[1].place == 0x5_0000
+    # The kernel's EFI stub has not made the other map yet.
+    assert Loader(efi=firmware[1:], ram=()).change("x" * 300)[1].place == 0x5_0000
 
 
 def test_high_halves_count_only_where_the_loader_cleared_what_it_does_not_know() -> None:
@@ -409,14 +410,13 @@ def test_nothing_that_lives_is_overwritten(
         (place, place + len(loader.text) + 1),
         (initrd[0], sum(initrd)),
     ]
+    assume(all(one[1] <= other[0] or other[1] <= one[0] for one, other in combinations(parts, 2)))
     kept = []
     for address, data in extra:
         part = (address, address + 16 + len(data))
         if all(part[1] <= start or end <= part[0] for start, end in parts):
             parts.append(part)
             kept.append((address, data))
-    if any(place < end and start < place + len(loader.text) + 1 for start, end in (parts[0], parts[2])):
-        return
     loader.setup_data = tuple(kept)
     before = loader.memory()
     memory = loader.memory()
@@ -429,7 +429,7 @@ def test_nothing_that_lives_is_overwritten(
     assert memory.text(change.place) == b"y" * size
     written = [(one.address, one.address + len(one.data)) for one in memory.written]
     for start, end in (*parts[2:], (0x10_0000, 0x300_0000)):
-        assert all(last <= start or end <= first for first, last in written), (hex(start), written)
+        assert start == end or all(last <= start or end <= first for first, last in written), hex(start)
     old, new = bytearray(before.read(params, 4096)), bytearray(memory.read(params, 4096))
     for offset in (0xC8, 0x228):
         old[offset : offset + 4] = new[offset : offset + 4] = bytes(4)

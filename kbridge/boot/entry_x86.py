@@ -25,7 +25,7 @@ from typing import Final, TypeAlias
 
 from gdbstubs.modes import LONG_MODE, PAGING, PROTECTION
 
-MOST_READS: Final = 80
+MOST_READS: Final = 128
 MOST_BYTES: Final = 1 << 16
 
 LOADED: Final = (0x10_0000, 0x100_0000)
@@ -35,7 +35,7 @@ ENTRY_64: Final = 0x200
 ENTRIES: Final = (*LOADED, *(one + ENTRY_64 for one in LOADED))
 """As many as a processor has hardware breakpoints."""
 
-_PARAMS_BYTES: Final = 4096
+PARAMS_BYTES: Final = 4096
 _FLAG: Final = 0xAA55
 _MAGIC: Final = b"HdrS"
 _EFI_SIGNATURES: Final = (b"EL32", b"EL64")
@@ -49,11 +49,9 @@ _SETUP_INDIRECT: Final = 1 << 31
 _LOADED_HIGH: Final = 1
 _OLD_LIMIT: Final = 255
 """Bytes of a command line before protocol 2.06."""
-_EFI_LOADER_CODE: Final = 1
-_EFI_LOADER_DATA: Final = 2
 _EFI_CONVENTIONAL: Final = 7
 _EFI_PAGE: Final = 4096
-_FOUR_GIB: Final = 1 << 32
+FOUR_GIB: Final = 1 << 32
 _LOW: Final = (0x1_0000, 0x9_0000)
 """Where a new place is looked for first: above what firmware keeps, and below what it may keep at their end."""
 _ALIGNMENT: Final = 16
@@ -109,14 +107,16 @@ class Params:
         self.text = self._number(0x228, 4) + halves * self._number(0xC8, 4)
         self.initrd = self._number(0x218, 4) + halves * self._number(0xC0, 4)
         self.initrd_bytes = self._number(0x21C, 4) + halves * self._number(0xC4, 4)
+        self.loader = self._number(0x210, 1)
         self.code32 = self._number(0x214, 4)
+        self.preferred = self._number(0x258, 8) if self.version >= 0x20A else LOADED[0]
         self.setup_data = self._number(0x250, 8) if self.version >= 0x209 else 0
 
     @property
     def are_there(self) -> bool:
         """Whether these bytes are ``boot_params`` of a kernel whose command line has a pointer."""
         return (
-            len(self.data) == _PARAMS_BYTES
+            len(self.data) == PARAMS_BYTES
             and self._number(0x1FE, 2) == _FLAG
             and self.data[0x202:0x206] == _MAGIC
             and self.version >= 0x202
@@ -135,7 +135,7 @@ class Params:
         size = self._number(0x1F4, 4) * 16
         if self.version < 0x20A:
             return loaded, loaded + max(size, 1 << 24)
-        wanted, needs = self._number(0x258, 8), self._number(0x260, 4)
+        wanted, needs = self.preferred, self._number(0x260, 4)
         alignment = max(self._number(0x230, 4), 1)
         begin = max(-(-loaded // alignment) * alignment, wanted)
         return min(loaded, wanted), max(begin + needs, loaded + size)
@@ -185,7 +185,7 @@ def edit(registers: Mapping[str, int | None], new: Callable[[str], str]) -> Edit
     found = entry(registers)
     if found is None:
         return None
-    params = Params((yield Read(found.params, _PARAMS_BYTES)))
+    params = Params((yield Read(found.params, PARAMS_BYTES)))
     if not params.are_there or (found.is_named and params.code32 != found.loaded):
         return None
     return (yield from replace(params, found.params, found.loaded, new))
@@ -227,10 +227,10 @@ def replace(params: Params, where: int, loaded: int, new: Callable[[str], str]) 
     text = _encoded(new(_decoded(old)), limit)
     if text == old:
         return Change(_decoded(old), _decoded(old), loaded, params.text, moved=False)
-    alive, memory, behind = yield from _occupied(params, where, loaded)
+    alive, memory = yield from _occupied(params, where, loaded)
     needs = len(text) + 1
     place = params.text
-    if not place or (needs > len(old) + 1 and not _within((place, place + needs), behind, alive)):
+    if not place or (needs > len(old) + 1 and not _within((place, place + needs), memory, alive)):
         # The old text stays whole until the pointer is moved.
         moved = _free_place(limit + 1, memory, [*alive, (params.text, params.text + len(old) + 1)])
         if moved is None:
@@ -243,7 +243,7 @@ def replace(params: Params, where: int, loaded: int, new: Callable[[str], str]) 
     if place != params.text:
         yield Write(where + 0x228, place.to_bytes(4, "little"))
         yield Write(where + 0xC8, bytes(4))
-    after = Params((yield Read(where, _PARAMS_BYTES)))
+    after = Params((yield Read(where, PARAMS_BYTES)))
     shown = yield Read(place, needs)
     if not after.are_there or after.text != place or shown != text + b"\0":
         raise CannotChange("what was written there does not stand in the guest's memory")
@@ -267,23 +267,22 @@ def _decoded(data: bytes) -> str:
 
 def _occupied(
     params: Params, where: int, loaded: int
-) -> Generator[Read | Write, bytes, tuple[list[Span], list[Span], list[Span]]]:
-    """Return what lives in memory, where a text may be moved to, and where one may grow; both also hold what lives."""
-    alive = [(0, 0x1000), (where, where + _PARAMS_BYTES), params.kernel(loaded)]
+) -> Generator[Read | Write, bytes, tuple[list[Span], list[Span]]]:
+    """Return what lives in memory, and what is free, which may hold some of that."""
+    alive = [(0, 0x1000), (where, where + PARAMS_BYTES), params.kernel(loaded)]
     if params.initrd_bytes:
         alive.append((params.initrd, params.initrd + params.initrd_bytes))
     alive += yield from _setup_data(params.setup_data)
-    memory = behind = params.memory()
+    memory = params.memory()
     found = params.efi_map()
     if found is not None:
         span, size = found
         alive.append(span)
-        # What firmware calls usable holds tables of its own as well: only its own map tells.
-        descriptors = yield from _descriptors(span, size)
-        memory = _both(memory, [one for one, kind in descriptors if kind == _EFI_CONVENTIONAL])
-        loaders = (_EFI_LOADER_CODE, _EFI_LOADER_DATA, _EFI_CONVENTIONAL)
-        behind = _both(behind, _joined(one for one, kind in descriptors if kind in loaders))
-    return alive, memory, behind
+        # What was never allocated: firmware and loader keep tables in memory of which the kernel hears later.
+        free = yield from _conventional(span, size)
+        # The kernel's EFI stub makes the other map later.
+        memory = _both(memory, free) if memory else free
+    return alive, memory
 
 
 def _setup_data(address: int) -> Generator[Read | Write, bytes, list[Span]]:
@@ -309,10 +308,10 @@ def _setup_data(address: int) -> Generator[Read | Write, bytes, list[Span]]:
     return spans
 
 
-def _descriptors(span: Span, size: int) -> Generator[Read | Write, bytes, list[tuple[Span, int]]]:
-    """Read an EFI memory map: each range with its type."""
+def _conventional(span: Span, size: int) -> Generator[Read | Write, bytes, list[Span]]:
+    """Read an EFI memory map: the ranges that are free."""
     start, end = span
-    if not 40 <= size <= 256 or end - start > MOST_BYTES:
+    if not 40 <= size <= 256 or not 0 < end - start <= MOST_BYTES:
         raise CannotChange(f"the EFI memory map at {start:#x} is none")
     data = yield Read(start, end - start)
     found = []
@@ -320,8 +319,9 @@ def _descriptors(span: Span, size: int) -> Generator[Read | Write, bytes, list[t
         kind = int.from_bytes(data[at : at + 4], "little")
         first = int.from_bytes(data[at + 8 : at + 16], "little")
         pages = int.from_bytes(data[at + 24 : at + 32], "little")
-        found.append(((first, first + pages * _EFI_PAGE), kind))
-    return found
+        if kind == _EFI_CONVENTIONAL:
+            found.append((first, first + pages * _EFI_PAGE))
+    return _joined(found)
 
 
 # -- ranges of memory ------------------------------------------------------------------------------------------
@@ -367,7 +367,7 @@ def _within(span: Span, memory: list[Span], alive: list[Span]) -> bool:
 def _free_place(needs: int, memory: list[Span], alive: list[Span]) -> int | None:
     """Return where so many bytes are free below 4 GiB, in low memory if there, else as low as possible."""
     free = without(_joined(memory), alive)
-    for low, high in (_LOW, (0x10_0000, _FOUR_GIB)):
+    for low, high in (_LOW, (0x10_0000, FOUR_GIB)):
         for start, end in _both(free, [(low, high)]):
             place = -(-start // _ALIGNMENT) * _ALIGNMENT
             if place + needs <= end:

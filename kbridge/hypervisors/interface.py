@@ -149,6 +149,9 @@ class Machine(Protocol):
         the other end of a pipe ends it early, with ``MachineError``.
         """
 
+    async def ram(self) -> tuple[tuple[int, int], ...]:
+        """Return which physical addresses are memory, each range up to the address after its last."""
+
     async def start_stub(self, path: str) -> None:
         """Start the gdbstub on a unix socket that the hypervisor creates at ``path``, replacing any other.
 

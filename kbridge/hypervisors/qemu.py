@@ -20,7 +20,7 @@ from twisted.internet.endpoints import HostnameEndpoint, UNIXClientEndpoint
 from twisted.logger import Logger
 
 from kbridge.errors import MachineError
-from kbridge.hypervisors import examine, gdbserver
+from kbridge.hypervisors import examine, gdbserver, memory_map
 from kbridge.hypervisors.chardevs import find_chardev, read_console
 from kbridge.hypervisors.dumping import Dump
 from kbridge.hypervisors.interface import MachineEvent, MachineState, RunState
@@ -266,6 +266,10 @@ class QemuMachine:
             await Dump(self._reactor, self._client, self.subscribe, progress).write_to(descriptor)
         finally:
             self._is_dumping = False
+
+    async def ram(self) -> tuple[tuple[int, int], ...]:
+        """Return which physical addresses are memory, each range up to the address after its last."""
+        return memory_map.ram(await self.human_monitor(memory_map.COMMAND))
 
     async def start_stub(self, path: str) -> None:
         """Start the gdbstub on a unix socket that QEMU creates at ``path``, replacing any other.
