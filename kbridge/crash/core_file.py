@@ -33,7 +33,7 @@ class CoreFile:
     def __init__(self, source: Bytes, name: str) -> None:
         """Read what stands before the memory.  Raises ``ImageError``."""
         self.name = name
-        self._source = source
+        self.source = source
         try:
             self.head = elf_core.read_head(source.size, source.read)
         except elf_core.CoreError as error:
@@ -57,7 +57,7 @@ class CoreFile:
 
     def close(self) -> None:
         """Let go of the file."""
-        self._source.close()
+        self.source.close()
 
     @property
     def size(self) -> int:
@@ -77,7 +77,7 @@ class CoreFile:
             here = min(length, load.physical + load.size - address)
             if here <= 0:
                 break
-            piece = self._source.read(load.offset + address - load.physical, here)
+            piece = self.source.read(load.offset + address - load.physical, here)
             pieces.append(piece)
             address, length = address + here, length - here
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)

@@ -84,7 +84,7 @@ class DebuggerObjects:
     so: a distribution's are not.  Without ``quick`` memory is read over a slow line: modules are not listed, and a
     kernel whose file nobody has is not asked for what it says of itself.  ``servers`` are asked for a file that is not
     at hand.  ``claims``: what others say of where the kernel is.  ``sink``
-    takes events for the time line.
+    takes events for the time line.  ``kernel``: what is known of the kernel, where somebody else looks at it too.
     """
 
     _log = Logger()
@@ -101,6 +101,7 @@ class DebuggerObjects:
         servers: Debuginfod | None = None,
         claims: Claims | None = None,
         sink: Callable[[str, dict[str, Any]], None] = _nobody,
+        kernel: GuestKernel | None = None,
     ) -> None:
         self._reactor = reactor
         self._quick = quick
@@ -109,7 +110,7 @@ class DebuggerObjects:
         self._links = links
         self._guest = guest
         self._finder = finder
-        self._kernel = GuestKernel(memory, finder, self._in_thread, claims, quick=quick)
+        self._kernel = kernel or GuestKernel(memory, finder, self._in_thread, claims, quick=quick)
         self._servers = servers
         self._sink = sink
         self._seen: Sighting | None = None

@@ -1,0 +1,224 @@
+"""Debuggers on a core file: a relay with no guest behind it, in the process of whoever opens the file.
+
+```
+    debugger ── Listener, Stream ──▶ Server ──▶ CoreTarget ──▶ CoreFile
+                                        └─────▶ DebuggerObjects: main file, modules, debug files
+```
+
+in          connections and bytes of debuggers
+out         replies
+invariant   nobody is answered before it is known what is in the file; sessions share nothing but the file, which nobody
+            changes
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from twisted.internet.defer import Deferred
+from twisted.internet.threads import deferToThreadPool
+from twisted.logger import Logger
+
+from gdbstubs.errors import LinkFailed, RemoteProtocolError
+from gdbstubs.server import Server
+from kbridge.crash.core_kernel import Known, look
+from kbridge.crash.core_memory import CoreMemory
+from kbridge.crash.core_target import CoreTarget
+from kbridge.debuginfo.kernel import GuestKernel
+from kbridge.debuginfo.objects import DebuggerObjects
+from kbridge.transports.streams import PRIVATE, Listener, Stream
+
+if TYPE_CHECKING:
+    from kbridge.crash.core_file import CoreFile
+    from kbridge.debuginfo.finders import Finder
+
+MOST_SESSIONS: Final = 16
+HELP: Final = """\
+monitor status                 what is in the image, and what is missing
+monitor symbols                which kernel it is of, and where its symbols are from
+monitor modules                the loaded modules, with their addresses and files
+monitor info version           what is behind this stub
+"""
+
+
+class CoreRelay:
+    """Serves one core file on a unix socket; the module's text says how.
+
+    ``name`` is what its users call it; ``links``: a folder for debug files as gdb looks for them by build-id.
+    """
+
+    _log = Logger()
+
+    def __init__(self, reactor: Any, core: CoreFile, name: str, finder: Finder, links: Path) -> None:
+        self._reactor = reactor
+        self._core = core
+        self._name = name
+        self._memory = CoreMemory(core)
+        self._kernel = GuestKernel(self._memory, finder, self._in_thread)
+        self._objects = DebuggerObjects(reactor, name, self._memory, finder, links, kernel=self._kernel)
+        self._listener: Listener | None = None
+        self._sessions: dict[int, Stream] = {}
+        self._last = 0
+        self._looking: Deferred[Known] | None = None
+        self._known: Known | None = None
+        self._waiting: list[Callable[[Known], None]] = []
+
+    def start(self, path: Path) -> None:
+        """Serve debuggers at a path, and begin to look at what is in the file.  Raises ``KbridgeError``."""
+        self._listener = Listener(self._reactor, path, self._accepted, PRIVATE)
+        self._launch(self._look())
+
+    def stop(self) -> None:
+        """Close everything but the file."""
+        if self._listener is not None:
+            self._listener.close()
+        for stream in tuple(self._sessions.values()):
+            stream.abort("the image is closed")
+
+    async def known(self) -> Known:
+        """Return what is in the file, as soon as that is known."""
+        if self._known is not None:
+            return self._known
+        waiting: Deferred[Known] = Deferred()
+        self._waiting.append(waiting.callback)
+        return await waiting
+
+    async def _look(self) -> None:
+        known = await look(self._core, self._memory, self._kernel, self._in_thread)
+        self._known = known
+        waiting, self._waiting = self._waiting, []
+        for one in waiting:
+            one(known)
+
+    def _in_thread(self, work: Callable[[], Any]) -> Awaitable[Any]:
+        found: Deferred[Any] = deferToThreadPool(self._reactor, self._reactor.getThreadPool(), work)
+        return found
+
+    def _launch(self, work: Coroutine[Any, Any, None]) -> None:
+        Deferred.fromCoroutine(work).addErrback(
+            lambda failure: self._log.failure("{name}: a bug", failure, name=self._name)
+        )
+
+    # -- sessions -------------------------------------------------------------------------------------------
+
+    def _accepted(self, connection: socket.socket) -> None:
+        if len(self._sessions) >= MOST_SESSIONS:
+            connection.close()
+            return
+        self._last += 1
+        number = self._last
+        session = _Session(self, number)
+        self._sessions[number] = session.stream = Stream(
+            self._reactor, connection, session.received, partial(self._lost, number)
+        )
+
+    def _lost(self, number: int, reason: str) -> None:
+        del self._sessions[number]
+
+    # -- what sessions ask for ------------------------------------------------------------------------------
+
+    def open_target(self, done: Callable[[CoreTarget], None]) -> None:
+        """Give a session its target, as soon as it is known what is in the file."""
+
+        def known(known: Known) -> None:
+            done(CoreTarget(self._core, self._name, known.stacks, known.stopped))
+
+        if self._known is not None:
+            known(self._known)
+        else:
+            self._waiting.append(known)
+
+    def ask(self, session: str, kind: str, key: str, done: Callable[[bytes | None], None]) -> None:
+        """Answer what a debugger reads beside the target."""
+        self._objects.ask(session, kind, key, done)
+
+    def monitor(self, command: str, done: Callable[[str], None]) -> None:
+        """Answer a ``monitor`` command."""
+        match command.split():
+            case ["info", "version"]:
+                # The kernel's gdb scripts ask this to learn whether they talk to QEMU: any answer will do.
+                done("kbridge, behind it a memory image\n")
+            case ["status"]:
+                done(self._status())
+            case ["symbols"]:
+                self._describe(self._objects.describe(), done)
+            case ["modules"]:
+                self._describe(self._objects.describe_modules(), done)
+            case [first, *_] if first != "help":
+                done(f"a memory image has no monitor command {first!r}: monitor help\n")
+            case _:
+                done(HELP)
+
+    def _describe(self, work: Coroutine[Any, Any, str], done: Callable[[str], None]) -> None:
+        async def describe() -> None:
+            done(await work)
+
+        self._launch(describe())
+
+    def _status(self) -> str:
+        assert self._known is not None, "a session was opened"
+        known = self._known
+        lines = [
+            f"image      {self._core.name}, {self._core.size:,} bytes of memory",
+            f"processors {len(self._core.processors)}; thread {known.stopped} is shown first",
+            f"tasks      {len(known.tasks)}",
+        ]
+        return "\n".join([*lines, *([known.problem] if known.problem else [])]) + "\n"
+
+
+class _Session:
+    """One debugger."""
+
+    stream: Stream
+
+    def __init__(self, relay: CoreRelay, number: int) -> None:
+        self._relay = relay
+        self._name = str(number)
+        self._server: Server | None = None
+        self._early = b""
+        relay.open_target(self._opened)
+
+    def _opened(self, target: CoreTarget) -> None:
+        self._server = Server(target, self._monitor, library=self._library)
+        early, self._early = self._early, b""
+        if early:
+            self.received(early)
+
+    def received(self, data: bytes) -> None:
+        """Take bytes of the debugger."""
+        if self._server is None:
+            # It asks for features, and waits.
+            self._early += data
+            return
+        try:
+            self._server.receive(data)
+        except (RemoteProtocolError, LinkFailed) as error:
+            self.stream.abort(str(error))
+            return
+        self._flush()
+
+    def _flush(self) -> None:
+        assert self._server is not None
+        data = self._server.take_output()
+        if data:
+            self.stream.send(data)
+        if self._server.finished:
+            self.stream.close()
+
+    def _library(self, kind: str, key: str, done: Callable[[bytes | None], None]) -> None:
+        def answer(contents: bytes | None) -> None:
+            done(contents)
+            self._flush()
+
+        self._relay.ask(self._name, kind, key, answer)
+
+    def _monitor(self, command: str, done: Callable[[str], None]) -> None:
+        def answer(text: str) -> None:
+            done(text)
+            self._flush()
+
+        self._relay.monitor(command, answer)
