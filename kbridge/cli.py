@@ -38,6 +38,9 @@ SECTIONS: Final[Mapping[str, Mapping[str, str]]] = {
         "expect": "Run a script on a guest's console: wait, send, branch.",
         "break": "Send BREAK and a SysRq key to a guest's kernel.",
     },
+    "What is left of one": {
+        "crash": "Look at guests that died: their memory with gdb, drgn or crash.",
+    },
     "Symbols": {
         "decode": "Explain the oopses and backtraces in a kernel's log.",
         "symbols": "Look up names and source lines of a kernel.",

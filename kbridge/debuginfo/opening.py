@@ -53,9 +53,9 @@ def open_kernel(guest: str, memory: SessionMemory, finder: Finder) -> OpenedKern
     said = memory.monitor("symbols")
     if (found := _FILE.search(said)) is not None:
         finder.offer(Path(found[1]))
-    known = GuestKernel(memory, finder, _at_once, quick=False)
+    known = GuestKernel(memory, finder, at_once, quick=False)
     try:
-        kernel = _result(known.look())
+        kernel = result_of(known.look())
     except SymbolError as error:
         more = " ".join(" ".join(one.split()) for one in _OTHERWISE.findall(said))
         raise GuestError(
@@ -87,7 +87,7 @@ def _files(known: GuestKernel, kernel: Kernel, finder: Finder) -> tuple[Path, ..
     own = finder.by_build_id(kernel.where.build_id)
     files = [kernel.path] + ([own] if own is not None else [])
     try:
-        modules = _result(known.modules(kernel)).modules
+        modules = result_of(known.modules(kernel)).modules
     except SymbolError:
         # Whoever reads the list with types says what is wrong with it.
         return tuple(files)
@@ -95,11 +95,12 @@ def _files(known: GuestKernel, kernel: Kernel, finder: Finder) -> tuple[Path, ..
     return (*files, *(one for one in found if one is not None))
 
 
-async def _at_once(work: Callable[[], Any]) -> Any:
+async def at_once(work: Callable[[], Any]) -> Any:
+    """Call what blocks, here and now."""
     return work()
 
 
-def _result(work: Coroutine[Any, Any, _Result]) -> _Result:
+def result_of(work: Coroutine[Any, Any, _Result]) -> _Result:
     """Carry out what waits for nothing."""
     try:
         work.send(None)

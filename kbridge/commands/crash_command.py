@@ -1,0 +1,78 @@
+"""``kbridge crash``: what is left of guests that died."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from kbridge.commands.decode_command import DEBUG_DIRS
+
+
+@click.group("crash")
+def command() -> None:
+    """Look at guests that died."""
+
+
+@command.command("open")
+@click.option(
+    "--with",
+    "tool",
+    type=click.Choice(["gdb", "drgn", "crash"]),
+    default="gdb",
+    show_default=True,
+    help="What is to look at it.",
+)
+@click.option(
+    "--vmlinux",
+    type=click.Path(path_type=Path),
+    help="The kernel's file with symbols; else it is looked for by its build-id.",
+)
+@click.option(
+    "--debug-dir",
+    "folders",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="A folder with files of kernels and modules; may be given several times. Before /usr/lib/debug.",
+)
+@click.option(
+    "--identity",
+    type=click.Path(path_type=Path),
+    help="The file with age's secret key, for an encrypted image.",
+)
+@click.option("--gdb", "gdb", default="gdb", show_default=True, metavar="PROGRAM", help="The gdb to run.")
+@click.argument("image", type=click.Path(path_type=Path))
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def open_command(
+    tool: str,
+    vmlinux: Path | None,
+    folders: tuple[Path, ...],
+    identity: Path | None,
+    gdb: str,
+    image: Path,
+    arguments: tuple[str, ...],
+) -> None:
+    """Open a guest's memory image with gdb, drgn or crash.
+
+    IMAGE is an image's file, or the folder of a crash that has one.  gdb is served as on a live guest: names, source
+    lines, types and modules with no set-up; processors are its first threads, then all tasks that sleep, each with its
+    stack.  Nothing can be changed and nothing runs.  drgn and crash read a plain core file: an image that is compressed
+    is unpacked for them into TMPDIR, without its zeroes, as long as they run.  What stands after `--` goes to the tool:
+    `kbridge crash open vmcore -- -batch -ex bt`.
+    """
+    # Each is loaded for itself only.
+    from kbridge.crash.decrypted import decrypted  # noqa: PLC0415
+    from kbridge.crash.image_place import image_in  # noqa: PLC0415
+
+    places = (*folders, *map(Path, DEBUG_DIRS))
+    with decrypted(image_in(image), identity) as path:
+        if tool == "gdb":
+            from kbridge.commands.crash_gdb import run_gdb  # noqa: PLC0415
+
+            status = run_gdb(path, image.name, vmlinux, places, gdb, arguments)
+        else:
+            from kbridge.commands.crash_tools import run_crash, run_drgn  # noqa: PLC0415
+
+            run = run_drgn if tool == "drgn" else run_crash
+            status = run(path, vmlinux, places, arguments)
+    raise SystemExit(status)
