@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kbridge.errors import MachineError
-from kbridge.hypervisors import examine, gdbserver
+from kbridge.hypervisors import examine, gdbserver, memory_map
 from kbridge.hypervisors.chardevs import find_chardev, is_behind
 from kbridge.hypervisors.interface import MachineState, RunState
 from kbridge.hypervisors.qmp import Event
@@ -299,3 +299,38 @@ def test_any_other_text_is_refused_or_yields_no_more_than_was_asked(text: str, l
 def test_too_few_too_many_and_other_words_are_not_taken_for_two_bytes(text: str) -> None:
     with pytest.raises(MachineError, match="not understood"):
         examine.parse(text, 2)
+
+
+MEMORY_MAP = """\
+FlatView #0
+ AS "I/O", root: io
+ Root memory region: io
+  0000000000000000-0000000000000007 (prio 0, i/o): dma-chan
+
+FlatView #1
+ AS "memory", root: system
+ AS "cpu-memory-0", root: system
+ Root memory region: system
+  0000000000000000-00000000000bffff (prio 0, ram): pc.ram KVM
+  00000000000c0000-00000000000dffff (prio 1, rom): pc.rom
+  0000000000100000-000000000fffffff (prio 0, ram): pc.ram @0000000000100000
+  00000000fec00000-00000000fec00fff (prio 0, i/o): ioapic
+  00000000ffc00000-00000000ffc83fff (prio 0, romd): system.flash1
+
+FlatView #2
+ AS "i440FX", root: bus master container
+ Root memory region: (none)
+  No rendered FlatView
+"""
+
+
+def test_only_what_can_be_written_is_memory() -> None:
+    assert memory_map.ram(MEMORY_MAP) == ((0, 0xC_0000), (0x10_0000, 0x1000_0000))
+
+
+@pytest.mark.parametrize(
+    "text", ["", "unknown command: 'info mtree'\n", MEMORY_MAP.replace('"memory"', '"ram"')]
+)
+def test_a_memory_map_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(MachineError, match="info mtree"):
+        memory_map.ram(text)

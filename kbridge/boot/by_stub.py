@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from twisted.internet.defer import Deferred
 
 from gdbstubs.target import Breakpoint, BreakpointKind, Halted, Stop
-from kbridge.boot.entry_efi import edit_at_exit, exit_function, has_exited, returns_to
-from kbridge.boot.entry_x86 import ENTRIES, LOADED, CannotChange, Change, Editing, Read, Write, edit, linear
+from kbridge.boot.entry_efi import Firmware, edit_at_exit, firmware, forget, has_exited, returns_to
+from kbridge.boot.entry_x86 import ENTRIES, LOADED, CannotChange, Change, Read, Write, edit, linear
 from kbridge.errors import GuestError, MachineError
 from kbridge.hypervisors.interface import RunState
 from kbridge.rsp_client import ATTACH_SECONDS, RspClient, over
@@ -103,8 +103,8 @@ class _Run:
         """Where breakpoints stand."""
         self._memory: tuple[tuple[int, int], ...] = ()
         """Where firmware is looked at; nowhere if it is a BIOS."""
-        self._exit: int | None = None
-        """Where EFI firmware lets go of the machine, once that is known."""
+        self._firmware: Firmware | None = None
+        """EFI firmware, once it was found."""
         self._returns: int | None = None
         """Where it returns to from there."""
         self._pause: Deferred[None] | None = None
@@ -169,6 +169,7 @@ class _Run:
             await self._stand(client, ENTRIES)
         else:
             self._memory = await machine.ram()
+            await self._carried_out(client, forget(self._memory))
             await self._stand(client, LOADED)
 
     async def _to_the_kernel(self, client: RspClient, new: Callable[[str], str]) -> Change:
@@ -178,7 +179,7 @@ class _Run:
             address = linear(registers)
             if address is not None and address == self._returns:
                 change = await self._firmware_returned(client, registers, new)
-            elif address is not None and address == self._exit:
+            elif address is not None and self._firmware is not None and address == self._firmware.exit:
                 change = None
                 await self._firmware_lets_go(client, registers)
             elif address is not None and address in self._standing:
@@ -211,39 +212,42 @@ class _Run:
         await self._stand(client, standing)
 
     async def _firmware_was_found(self, client: RspClient) -> None:
-        assert self._exit is not None
-        if not await _read(client, Read(self._exit, 1)):
+        assert self._firmware is not None
+        if not await _read(client, Read(self._firmware.exit, 1)):
             raise self._error(
-                "was not changed", "its kernel had begun before its EFI firmware was understood", "try again"
+                "was not changed", "its kernel had begun before its EFI firmware was found", "try again"
             )
-        self._said(f"EFI firmware starts: it will let go of the machine at {self._exit:#x}")
-        await self._stand(client, (*LOADED, self._exit))
+        self._said(f"EFI firmware starts, which will let go of the machine at {self._firmware.exit:#x}")
+        await self._stand(client, (*LOADED, self._firmware.exit))
 
     async def _firmware_lets_go(self, client: RspClient, registers: Registers) -> None:
         returns = await self._carried_out(client, returns_to(registers))
         if returns is None:
-            raise self._error(
-                "was not changed", "its EFI firmware is not understood: it is no 64-bit one", _ELSE
-            )
+            raise self._error("was not changed", "its EFI firmware is no 64-bit one", _ELSE)
         self._returns = returns
         await self._stand(client, (*LOADED, returns))
 
     async def _firmware_returned(
         self, client: RspClient, registers: Registers, new: Callable[[str], str]
     ) -> Change | None:
+        assert self._firmware is not None
         self._returns = None
         if not has_exited(registers):
-            # Its map of memory had changed meanwhile, and it will be asked again.
-            assert self._exit is not None
-            await self._stand(client, (*LOADED, self._exit))
+            # Its map of memory had changed meanwhile: it will be asked again.
+            await self._stand(client, (*LOADED, self._firmware.exit))
             return None
-        change = await self._edited(client, edit_at_exit(registers, new))
-        if change is None:
-            # A boot loader that starts kernels as a BIOS's does: the kernel is still to come.
-            self._exit = None
-            self._memory = ()
+        found = await self._edited(client, edit_at_exit(self._firmware, registers, new))
+        if isinstance(found, Change):
+            return found
+        self._firmware = None
+        self._memory = ()
+        if found is None:
+            self._said("the EFI firmware has let go of the machine, it is not known to whom")
             await self._stand(client, LOADED)
-        return change
+        else:
+            self._said(f"a boot loader has the machine, and will start a kernel at {found.address:#x}")
+            await self._stand(client, {*LOADED, found.address})
+        return None
 
     # -- running --------------------------------------------------------------------------------------------
 
@@ -254,11 +258,15 @@ class _Run:
         heard: list[Stop | GuestError] = []
         Deferred.fromCoroutine(self._wait(client, heard))
         interrupted = False
+        seconds = LOOK_SECONDS
         while not heard:
-            await self._short_while()
+            await self._short_while(seconds)
+            began = self._now()
             if not heard and await self._is_to_be_stopped(heard):
                 interrupted = True
                 await client.interrupt()
+            # Who has much memory to look at gets as much time to himself.
+            seconds = max(LOOK_SECONDS, self._now() - began)
         stop = heard[0]
         if isinstance(stop, GuestError):
             if self._now() < self._end:
@@ -282,28 +290,32 @@ class _Run:
         """Look at the firmware, as long as the guest runs."""
         if not self._controls:
             return True
-        if self._exit is not None or not self._memory:
+        if self._firmware is not None or not self._memory:
             return False
         machine = self._guest.machine
         assert machine is not None
-        looking = exit_function(self._memory)
+        looking = firmware(self._memory)
         try:
             asked = next(looking)
             while not heard:
                 asked = looking.send(await machine.read_memory(asked.address, asked.length))
         except StopIteration as done:
-            self._exit = done.value
+            # If it stands meanwhile, it is looked at anew when it runs.
+            self._firmware = None if heard else done.value
         except MachineError:
             # A monitor that is gone takes the guest with it, which ends the waiting.
             return False
-        return self._exit is not None and not heard
+        return self._firmware is not None
 
-    async def _short_while(self) -> None:
+    async def _short_while(self, seconds: float) -> None:
         self._pause = Deferred()
-        timer = self._guest.reactor.callLater(LOOK_SECONDS, self._wake)
-        await self._pause
-        if timer.active():
-            timer.cancel()
+        timer = self._guest.reactor.callLater(seconds, self._wake)
+        try:
+            await self._pause
+        finally:
+            self._pause = None
+            if timer.active():
+                timer.cancel()
 
     def _wake(self) -> None:
         pause, self._pause = self._pause, None
@@ -312,7 +324,7 @@ class _Run:
 
     # -- memory and breakpoints -----------------------------------------------------------------------------
 
-    async def _edited(self, client: RspClient, work: Editing) -> Change | None:
+    async def _edited(self, client: RspClient, work: Generator[Read | Write, bytes, T]) -> T:
         try:
             return await self._carried_out(client, work)
         except CannotChange as error:

@@ -4,10 +4,15 @@ Such a kernel (its EFI stub) is loaded anywhere, so nobody knows where it begins
 before it may have the machine, and by then its stub has made ``boot_params`` and the command line.  The firmware says
 where that function is: its system table is found by a pointer that it keeps for debuggers at a boundary of 4 MiB.
 
+A boot loader that starts kernels as a BIOS's does (GRUB without the EFI stub) calls it too.  It has ``boot_params`` in
+hand then, which name the kernel's entry.
+
 in:      memory of a machine whose firmware runs; registers at the call and where it returns
-out:     reads, writes; the address of the function; where it returns to; the ``Change``, as ``entry_x86.py`` makes it
+out:     reads, writes; the address of the function; where it returns to; the ``Change``, as ``entry_x86.py`` makes it,
+         or the ``Entry`` where it can be made
 invariant: nothing is believed without its signature, tables not without their checksum; at most ``MOST_READS`` reads;
-         nothing is written before the firmware has let go of memory, and nothing but what ``entry_x86.py`` writes
+         but for the signature of a pointer that is out of date, nothing is written before the firmware has let go of
+         memory, and then nothing but what ``entry_x86.py`` writes
 
 Before ``ExitBootServices`` returned, memory that is free may be used by the firmware; then its map holds.
 
@@ -16,7 +21,8 @@ Sources: the UEFI Specification 2.10, 4.2, 4.3, 7.4 and 18.4.2; Linux, drivers/f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from itertools import islice
 from typing import Final
 from zlib import crc32
@@ -25,10 +31,11 @@ from gdbstubs.modes import LONG_MODE
 from kbridge.boot.entry_x86 import (
     FOUR_GIB,
     PARAMS_BYTES,
-    Editing,
+    Change,
     Params,
     Read,
     Span,
+    Write,
     replace,
 )
 
@@ -51,27 +58,56 @@ _SAVED: Final = ("rbx", "rbp", "rsi", "rdi", "r12", "r13", "r14", "r15")
 """What a function of the firmware leaves as it was."""
 _PAGE: Final = 4096
 _EFI_STUB: Final = 0x21
-"""``type_of_loader``, as the EFI stub has it; a boot loader that has copies of its own at this moment has another."""
+"""``type_of_loader``, as the EFI stub has it.  Newer stubs fill in little else of the header."""
 
 
-def exit_function(memory: Iterable[Span]) -> Generator[Read, bytes, int | None]:
-    """Return where ``ExitBootServices`` is, out of the memory of a machine; None as long as it cannot be found.
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Where a boot loader will start a kernel, as a BIOS's does."""
+
+    address: int
+
+
+@dataclass(frozen=True, slots=True)
+class Firmware:
+    """EFI firmware that was found in memory."""
+
+    table: int
+    """Where its system table is."""
+    exit: int
+    """Where ``ExitBootServices`` begins."""
+
+
+def firmware(memory: Iterable[Span]) -> Generator[Read, bytes, Firmware | None]:
+    """Find EFI firmware in the memory of a machine; None as long as there is none.
 
     Memory above 4 GiB is not looked at.
     """
-    for start, end in sorted(memory, reverse=True):
-        top = min(end, FOUR_GIB) - _POINTER_BYTES
-        for place in range(top // STEP * STEP, max(start, STEP) - 1, -STEP):
-            pointer = yield Read(place, _POINTER_BYTES)
-            if pointer[:8] == _TABLE and len(pointer) == _POINTER_BYTES:
-                found = yield from _of_table(_number(pointer, 8))
-                if found is not None:
-                    return found
+    for place in _places(memory):
+        pointer = yield Read(place, _POINTER_BYTES)
+        if pointer[:8] == _TABLE and len(pointer) == _POINTER_BYTES:
+            found = yield from _of_table(_number(pointer, 8))
+            if found is not None:
+                return found
     return None
 
 
-def _of_table(address: int) -> Generator[Read, bytes, int | None]:
-    table = yield Read(address, _TABLE_BYTES)
+def forget(memory: Iterable[Span]) -> Generator[Read | Write, bytes, None]:
+    """Have firmware not found that ran before the machine was reset: memory keeps its contents."""
+    for place in _places(memory):
+        if (yield Read(place, len(_TABLE))) == _TABLE:
+            yield Write(place, bytes(len(_TABLE)))
+
+
+def _places(memory: Iterable[Span]) -> Iterator[int]:
+    """Return where the pointer to the system table may be: as high as possible, says the specification."""
+    for start, end in sorted(memory, reverse=True):
+        top = min(end, FOUR_GIB) - _POINTER_BYTES
+        yield from range(top // STEP * STEP, -(-max(start, STEP) // STEP) * STEP - 1, -STEP)
+
+
+def _of_table(where: int) -> Generator[Read, bytes, Firmware | None]:
+    table = yield Read(where, _TABLE_BYTES)
     if table[:8] != _TABLE or len(table) < _TABLE_BYTES:
         return None
     address = _number(table, _AT_SERVICES)
@@ -82,7 +118,7 @@ def _of_table(address: int) -> Generator[Read, bytes, int | None]:
     services = yield Read(address, size)
     if len(services) < size or crc32(services[:16] + bytes(4) + services[20:]) != _number(services, 16, 4):
         return None
-    return _number(services, _AT_EXIT)
+    return Firmware(where, _number(services, _AT_EXIT))
 
 
 def returns_to(registers: Mapping[str, int | None]) -> Generator[Read, bytes, int | None]:
@@ -99,21 +135,27 @@ def has_exited(registers: Mapping[str, int | None]) -> bool:
     return registers.get("rax") == 0
 
 
-def edit_at_exit(registers: Mapping[str, int | None], new: Callable[[str], str]) -> Editing:
-    """Change the command line of the kernel to which ``ExitBootServices`` has returned; None where no kernel called it.
+def edit_at_exit(
+    found: Firmware, registers: Mapping[str, int | None], new: Callable[[str], str]
+) -> Generator[Read | Write, bytes, Change | Entry | None]:
+    """Change the command line of the kernel to which ``ExitBootServices`` has returned, as ``entry_x86.edit`` does.
 
-    As ``entry_x86.edit`` does.
+    Where it has returned to a boot loader, tell where that will start its kernel; None where it does not show.
     """
     pointer = registers.get("rsp")
     stack = b"" if pointer is None else (yield Read(pointer, _STACK_BYTES))
     values = [registers.get(name) or 0 for name in _SAVED]
     values += [_number(stack, at) for at in range(0, len(stack) - 7, 8)]
     pages = dict.fromkeys(one for one in values if one and one % _PAGE == 0 and one < 1 << 46)
+    later = None
     for where in islice(pages, MOST_CANDIDATES):
         params = Params((yield Read(where, PARAMS_BYTES)))
-        if params.are_there and params.loader == _EFI_STUB and params.efi_map() is not None:
+        if params.loader == _EFI_STUB and params.efi_table == found.table:
             return (yield from replace(params, where, params.preferred, new))
-    return None
+        if later is None and params.are_there and params.loader:
+            # What it will copy to where the kernel is told to find it.
+            later = Entry(params.code32)
+    return later
 
 
 def _number(data: bytes, at: int, size: int = 8) -> int:

@@ -33,10 +33,9 @@ LOADED: Final = (0x10_0000, 0x100_0000)
 ENTRY_64: Final = 0x200
 """The 64-bit entry, from where the kernel was loaded."""
 ENTRIES: Final = (*LOADED, *(one + ENTRY_64 for one in LOADED))
-"""As many as a processor has hardware breakpoints."""
+"""Where kernels begin that a BIOS's boot loaders start: as many places as a processor has hardware breakpoints."""
 
 PARAMS_BYTES: Final = 4096
-_FLAG: Final = 0xAA55
 _MAGIC: Final = b"HdrS"
 _EFI_SIGNATURES: Final = (b"EL32", b"EL64")
 _E820_RAM: Final = 1
@@ -47,6 +46,7 @@ _SETUP_DATA_BYTES: Final = 16
 _SETUP_INDIRECT_BYTES: Final = 24
 _SETUP_INDIRECT: Final = 1 << 31
 _LOADED_HIGH: Final = 1
+_X86_LIMIT: Final = 2047
 _OLD_LIMIT: Final = 255
 """Bytes of a command line before protocol 2.06."""
 _EFI_CONVENTIONAL: Final = 7
@@ -54,6 +54,8 @@ _EFI_PAGE: Final = 4096
 FOUR_GIB: Final = 1 << 32
 _LOW: Final = (0x1_0000, 0x9_0000)
 """Where a new place is looked for first: above what firmware keeps, and below what it may keep at their end."""
+_UNPACKED: Final = 64 << 20
+"""What a kernel is given that does not say what it takes."""
 _ALIGNMENT: Final = 16
 
 
@@ -79,8 +81,6 @@ class Change:
 
     old: str
     new: str
-    entry: int
-    """Where the kernel begins."""
     place: int
     """Where its command line is now."""
     moved: bool
@@ -109,23 +109,32 @@ class Params:
         self.initrd_bytes = self._number(0x21C, 4) + halves * self._number(0xC4, 4)
         self.loader = self._number(0x210, 1)
         self.code32 = self._number(0x214, 4)
-        self.preferred = self._number(0x258, 8) if self.version >= 0x20A else LOADED[0]
+        self.preferred = self._number(0x258, 8) if self.version >= 0x20A else LOADED[1]
         self.setup_data = self._number(0x250, 8) if self.version >= 0x209 else 0
 
     @property
     def are_there(self) -> bool:
-        """Whether these bytes are ``boot_params`` of a kernel whose command line has a pointer."""
+        """Whether these bytes are ``boot_params`` that a boot loader has made, whose command line has a pointer."""
         return (
             len(self.data) == PARAMS_BYTES
-            and self._number(0x1FE, 2) == _FLAG
             and self.data[0x202:0x206] == _MAGIC
             and self.version >= 0x202
             and bool(self._number(0x211, 1) & _LOADED_HIGH)
         )
 
     @property
+    def efi_table(self) -> int | None:
+        """Where the EFI system table is; None where no 64-bit EFI has started this, or its map is not there yet."""
+        if len(self.data) < PARAMS_BYTES or self.data[0x1C0:0x1C4] != b"EL64":
+            return None
+        return self._number(0x1C4, 4) + (self._number(0x1D8, 4) << 32)
+
+    @property
     def limit(self) -> int:
         """The most bytes of a command line, without its end."""
+        if self.version == 0:
+            # The kernel's EFI stub, which does not say.
+            return _X86_LIMIT
         if self.version < 0x206:
             return _OLD_LIMIT
         return min(self._number(0x238, 4), MOST_BYTES - 1)
@@ -134,7 +143,7 @@ class Params:
         """Return where the kernel is, and where it moves and unpacks itself to unless it chooses another place."""
         size = self._number(0x1F4, 4) * 16
         if self.version < 0x20A:
-            return loaded, loaded + max(size, 1 << 24)
+            return loaded, loaded + max(size, _UNPACKED)
         wanted, needs = self.preferred, self._number(0x260, 4)
         alignment = max(self._number(0x230, 4), 1)
         begin = max(-(-loaded // alignment) * alignment, wanted)
@@ -165,44 +174,24 @@ class Params:
         return int.from_bytes(self.data[offset : offset + size], "little")
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """What the registers say of a kernel that may begin here."""
-
-    loaded: int
-    """Where the kernel was loaded."""
-    params: int
-    """Where its ``boot_params`` are."""
-    is_named: bool
-    """Whether ``boot_params`` name this entry: they do the 32-bit one."""
-
-
 def edit(registers: Mapping[str, int | None], new: Callable[[str], str]) -> Editing:
     """Change the command line of the kernel that begins where the processor stands; the module's text says how.
 
     ``new`` makes the new text out of the old one.  Bytes that are no UTF-8 are kept.  Raises ``CannotChange``.
     """
-    found = entry(registers)
-    if found is None:
-        return None
-    params = Params((yield Read(found.params, PARAMS_BYTES)))
-    if not params.are_there or (found.is_named and params.code32 != found.loaded):
-        return None
-    return (yield from replace(params, found.params, found.loaded, new))
-
-
-def entry(registers: Mapping[str, int | None]) -> Entry | None:
-    """Return what the registers say of a kernel's entry; None where they speak against one."""
-    counter, params = registers.get("rip"), registers.get("rsi")
+    counter, where = registers.get("rip"), registers.get("rsi")
     control, efer = registers.get("cr0"), registers.get("efer")
-    if counter is None or params is None or control is None or efer is None:
+    if counter is None or where is None or control is None or efer is None or not control & PROTECTION:
         return None
-    if efer & LONG_MODE:
-        loaded = counter - ENTRY_64
-        return Entry(loaded, params, is_named=False) if loaded in LOADED and control & PAGING else None
-    if not control & PROTECTION or control & PAGING or counter not in LOADED:
+    in_long_mode = bool(efer & LONG_MODE)
+    if in_long_mode != bool(control & PAGING):
         return None
-    return Entry(counter, params & 0xFFFF_FFFF, is_named=True)
+    loaded = counter - ENTRY_64 if in_long_mode else counter
+    params = Params((yield Read(where, PARAMS_BYTES)))
+    # A loader that uses the 64-bit entry need not name the other.
+    if not params.are_there or (params.code32 != loaded and not (in_long_mode and loaded in LOADED)):
+        return None
+    return (yield from replace(params, where, loaded, new))
 
 
 def linear(registers: Mapping[str, int | None]) -> int | None:
@@ -226,7 +215,7 @@ def replace(params: Params, where: int, loaded: int, new: Callable[[str], str]) 
             )
     text = _encoded(new(_decoded(old)), limit)
     if text == old:
-        return Change(_decoded(old), _decoded(old), loaded, params.text, moved=False)
+        return Change(_decoded(old), _decoded(old), params.text, moved=False)
     alive, memory = yield from _occupied(params, where, loaded)
     needs = len(text) + 1
     place = params.text
@@ -245,9 +234,9 @@ def replace(params: Params, where: int, loaded: int, new: Callable[[str], str]) 
         yield Write(where + 0xC8, bytes(4))
     after = Params((yield Read(where, PARAMS_BYTES)))
     shown = yield Read(place, needs)
-    if not after.are_there or after.text != place or shown != text + b"\0":
+    if after.text != place or shown != text + b"\0":
         raise CannotChange("what was written there does not stand in the guest's memory")
-    return Change(_decoded(old), _decoded(text), loaded, place, moved=place != params.text)
+    return Change(_decoded(old), _decoded(text), place, moved=place != params.text)
 
 
 def _encoded(text: str, limit: int) -> bytes:
