@@ -13,6 +13,8 @@ _HASH: Final = (
     "grub.pbkdf2.sha512.1000.000102030405060708090A0B0C0D0E0F.41073646F767B480880AA53705C8C185FAEF06ABF3A8EA0DBEDF9DBD"
     "2E0A65D99B2AA0AF4E8D793417A33F63E600B5253EAC1F5DD7924AE761E0406C1C527C2A"
 )
+# As in Debian's, where it loads drivers of screens.
+_LOAD_VIDEO: Final = "function load_video {\n\ttrue\n}\n"
 _LONG: Final = "kbridge.long=" + "-".join(f"word{number}" for number in range(20))
 
 
@@ -28,9 +30,12 @@ class Entry:
     def text(self, *, options: str = "", joint: str = " ") -> str:
         """As grub-mkconfig writes it."""
         lines = [
+            "load_video",
             "insmod gzio",
+            "if [ x$grub_platform = xxen ]; then insmod xzio; insmod lzopio; fi",
             "insmod part_msdos",
             "insmod ext2",
+            "search --no-floppy --label --set=root kbridge-root",
             "echo\t'Loading Linux ...'",
             f"linux\t{joint.join([self.kernel, *self.words])}",
         ]
@@ -75,7 +80,7 @@ class Menu:
         shown += [entry.text(options=options) for entry in entries[1:]]
         submenu = "".join(entry.text(options=options) for entry in entries)
         shown.append(f"submenu 'Advanced options' {options}{{\n{submenu}}}\n")
-        return "\n".join([*lines, "", *shown])
+        return "\n".join([*lines, "", _LOAD_VIDEO, *shown])
 
 
 MENUS: Final = {
