@@ -23,6 +23,7 @@ from kbridge.breaks import Breaks
 from kbridge.config import BreakInWay, GuestConfig, OnLeave, StubDialect, StubKind
 from kbridge.console.pen import Pen
 from kbridge.console.recorder import Recorder
+from kbridge.console.timeline import OWN_KEYS
 from kbridge.debuginfo.debuginfod import Debuginfod
 from kbridge.debuginfo.finders import Finder
 from kbridge.debuginfo.objects import DebuggerObjects
@@ -287,8 +288,7 @@ class Guest:
             # While a debugger holds the guest its stops and resumes come from there, as `debugger.stop`; what
             # somebody else does meanwhile the relay finds out and reports.
             return
-        # The monitor's own clock and name must not hide the time line's.
-        self._record(event.name, {_MONITOR_FIELDS.get(key, key): value for key, value in event.data.items()})
+        self._record(event.name, monitor_fields(event.data))
 
     # -- `monitor` commands inside gdb ----------------------------------------------------------------------
 
@@ -350,7 +350,16 @@ class Guest:
 
 
 _STEPS_OF_DEBUGGERS: Final = ("machine.stop", "machine.resume", "machine.state")
-_MONITOR_FIELDS: Final = {"time": "monitor_time", "event": "monitor_event"}
+
+
+def monitor_fields(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a monitor says of an event, under names that are not the time line's own.
+
+    QEMU's RTC_CHANGE has an ``offset``, which is none of the console's.
+    """
+    taken = OWN_KEYS | {"event"}
+    return {f"monitor_{key}" if key in taken else key: value for key, value in data.items()}
+
 
 MONITOR_LOG_LINES: Final = 20
 _TAIL_BYTES: Final = 65536

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from kbridge.console.timeline import (
     MAX_LINE_BYTES,
+    OWN_KEYS,
     TIMELINE_NAME,
     TORN,
     Event,
@@ -21,6 +22,7 @@ from kbridge.console.timeline import (
     encode,
     time_text,
 )
+from kbridge.guest import monitor_fields
 
 values = st.recursive(
     st.none()
@@ -53,6 +55,18 @@ def everything(directory: Path) -> list[Event]:
         return list(iter(cursor.take, None))
     finally:
         cursor.close()
+
+
+def test_a_monitors_fields_hide_none_of_a_lines_own() -> None:
+    # As QEMU sends it when a UEFI guest sets its clock.
+    data = {"offset": 0, "qom-path": "/machine/unattached/device[9]/rtc", "event": "RTC_CHANGE", "time": 3}
+    fields = monitor_fields(data)
+    assert fields == {
+        "monitor_offset": 0, "qom-path": data["qom-path"], "monitor_event": "RTC_CHANGE", "monitor_time": 3,
+    }  # fmt: skip
+    line = json.loads(encode(Event("machine.event", 7, 1, 1000, fields)))
+    assert (line["offset"], line["kind"]) == (7, "machine.event")
+    assert OWN_KEYS.isdisjoint(monitor_fields(dict.fromkeys(OWN_KEYS)))
 
 
 @given(events)

@@ -23,7 +23,8 @@ DEFAULT_FILE_BYTES: Final = 4 << 20
 DEFAULT_OLD_FILES: Final = 4
 MAX_LINE_BYTES: Final = 16384
 TORN: Final = "timeline.torn"
-_OWN_KEYS: Final = frozenset({"time", "mono_ns", "offset", "kind"})
+OWN_KEYS: Final = frozenset({"time", "mono_ns", "offset", "kind"})
+"""What every line has; no field of an event may have such a name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,7 @@ def encode(event: Event) -> bytes:
 
     Raises ``ValueError`` for a field that has the name of one of the line's own keys.
     """
-    if not _OWN_KEYS.isdisjoint(event.fields):
+    if not OWN_KEYS.isdisjoint(event.fields):
         raise ValueError(f"a field of {event.kind} has a name that is taken: {sorted(event.fields)}")
     own = {
         "time": time_text(event.wall_ns),
