@@ -32,12 +32,19 @@ _PACKAGES: Final = (
     "systemd", "systemd-sysv", "udev", _META, "initramfs-tools", "dracut-core", "busybox-static", "e2fsprogs", "kmod",
 )  # fmt: skip
 _LEFT_OUT: Final = (
-    "/usr/share/man/*", "/usr/share/doc/*", "/usr/share/info/*", "/usr/share/locale/*", "/lib/modules/*/kernel/net/*",
-    "/lib/modules/*/kernel/drivers/net/*", "/usr/lib/x86_64-linux-gnu/gconv/*",
+    "/usr/share/man/*", "/usr/share/doc/*", "/usr/share/info/*", "/usr/share/locale/*",
+    "/usr/lib/x86_64-linux-gnu/gconv/*", "/lib/modules/*/kernel/net/*", "/lib/modules/*/kernel/arch/*",
+    "/lib/modules/*/kernel/drivers/*",
+    "/lib/modules/*/kernel/fs/*",
+)  # fmt: skip
+# udev loads what it finds a device for, and little of it is of use here.
+_KEPT: Final = (
+    "/lib/modules/*/kernel/drivers/virtio/*", "/lib/modules/*/kernel/drivers/block/virtio_blk.ko",
+    "/lib/modules/*/kernel/drivers/misc/pvpanic/*", "/lib/modules/*/kernel/fs/autofs/*",
 )  # fmt: skip
 _EARLY: Final = Path(__file__).with_name("debian-early.sh")
 _LATE: Final = Path(__file__).with_name("debian-late.sh")
-_MEGABYTES: Final = 400
+_MEGABYTES: Final = 320
 _WORDS: Final = ("root=/dev/vda1", "ro", "console=ttyS0,115200")
 ENTRIES: Final = (
     menus.Entry("Debian GNU/Linux", "/boot/vmlinuz", "/boot/initrd.img", _WORDS),
@@ -49,7 +56,7 @@ def build() -> builds.Build:
     _require_tools()
     kernel = debian.package(cloud.versioned(debian.package(_META)))
     scripts = (hashlib.sha256(path.read_bytes()).hexdigest() for path in (_EARLY, _LATE))
-    recipe = json.dumps([_SUITE, _PACKAGES, _LEFT_OUT, _MEGABYTES, debian.installed("grub-pc-bin")])
+    recipe = json.dumps([_SUITE, _PACKAGES, _LEFT_OUT, _KEPT, _MEGABYTES, debian.installed("grub-pc-bin")])
     key = builds.key(kernel.version, kernel.name, recipe, *scripts, disks.recipe())
     with cache.locked(NAME) as base:
         return builds.load(cache.ensure(base, key, lambda new: _make(kernel, new)))
@@ -84,6 +91,7 @@ def _mmdebstrap(archive: Path) -> list[str]:
         f"--include={','.join(_PACKAGES)}",
         "--dpkgopt=force-unsafe-io",
         *(f"--dpkgopt=path-exclude={pattern}" for pattern in _LEFT_OUT),
+        *(f"--dpkgopt=path-include={pattern}" for pattern in _KEPT),
         f'--essential-hook=sh {shlex.quote(str(_EARLY))} "$1"',
         f'--customize-hook=sh {shlex.quote(str(_LATE))} "$1"',
         _SUITE,
