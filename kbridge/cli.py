@@ -35,6 +35,7 @@ SECTIONS: Final[Mapping[str, Mapping[str, str]]] = {
         "drgn": "Open drgn on a guest's memory, read-only.",
         "trace": "Show what debuggers and stub say to each other.",
         "power": "Switch, reset, pause or resume a guest.",
+        "boot": "Restart a guest and bring it to a root shell, or where else it is to stop.",
         "expect": "Run a script on a guest's console: wait, send, branch.",
         "break": "Send BREAK and a SysRq key to a guest's kernel.",
     },

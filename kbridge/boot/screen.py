@@ -84,6 +84,8 @@ class Screen:
         self._lines = [_Row() for _ in range(self.rows)]
         self.x = 0
         self.y = 0
+        self.cursor_shown = True
+        """Whether it is to be seen; who hides it while drawing is done when it is."""
         self._wraps = False
         """Whether the cursor is past the last column: the next character goes to the next row."""
         self._reverse = False
@@ -109,10 +111,24 @@ class Screen:
         """Return all rows."""
         return [line.text.rstrip() for line in self._lines]
 
+    def line_to_cursor(self) -> str:
+        """Return what stands in the cursor's line, over the rows that it was wrapped to, up to the cursor."""
+        first = self.y
+        while first > 0 and self._lines[first].continues:
+            first -= 1
+        before = "".join(row.text.ljust(self.columns) for row in self._lines[first : self.y])
+        row = self._lines[self.y].text
+        return before + (row if self._wraps else row[: self.x].ljust(self.x))
+
     def reversed(self, number: int) -> str:
         """Return the characters of a row that are shown in reverse, such as a menu's chosen entry."""
         line = self._lines[number]
         return "" if line.reversed is None else "".join(line.text[x] for x in sorted(line.reversed)).strip()
+
+    def reversed_span(self, number: int) -> tuple[int, int]:
+        """Return the first column of a row that is shown in reverse and the one behind the last; (0, 0) if none is."""
+        columns = self._lines[number].reversed
+        return (min(columns), max(columns) + 1) if columns else (0, 0)
 
     # ── bytes ───────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -259,6 +275,8 @@ class Screen:
 
     def _act(self, final: str) -> None:
         given = self._sequence.decode("ascii")
+        if given == "?25" and final in "hl":
+            self.cursor_shown = final == "h"
         if given[:1] in ("<", "=", ">", "?") or any(sign in given for sign in " !\"#$%&'()*+,-./"):
             return
         numbers = [

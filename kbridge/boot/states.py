@@ -259,7 +259,8 @@ LINES: Final = (
 PROMPTS: Final = (
     _rule(State.COUNTDOWN, "U-Boot", r"Hit any key to stop autoboot: ", needs="U-Boot"),
     _rule(State.COMMAND, "U-Boot", r"(?:=>|U-Boot>) ", needs="U-Boot"),
-    _rule(State.COMMAND, "GRUB", r"grub> "),
+    # Where GRUB draws on its own serial terminal and on UEFI's console, which is the same line, all comes twice.
+    _rule(State.COMMAND, "GRUB", r"(?:grub>)?grub> "),
     _rule(State.COMMAND, "GRUB rescue", r"grub rescue> "),
     _rule(State.COMMAND, "EFI shell", r"(?:Shell|[Ff][Ss]\d+:\S*)> ", within=_BEFORE_KERNEL),
     _rule(State.COMMAND, "ISOLINUX", r"boot: ", needs="ISOLINUX"),

@@ -21,9 +21,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from kbridge.errors import KbridgeError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 MAX_COMMAND_LINE: Final = 2047
 """What x86 and arm64 kernels take; what is longer they cut off."""
@@ -178,20 +181,21 @@ class Wishes:
         """Whether it is to end in a shell that nobody logs in to."""
         return self.goal in (Goal.SHELL, Goal.INITRAMFS)
 
-    def change(self, old: str) -> CommandLine:
+    def change(self, old: str, *, quote: Callable[[str], str] = str) -> CommandLine:
         """Return ``old`` changed as is wished; raises ``KbridgeError`` where it becomes too long for a kernel.
 
-        What is there already is not added again; so a line that was changed once stays as it is.
+        What is there already is not added again; so a line that was changed once stays as it is.  ``quote`` writes a
+        new word in the language in which ``old`` is written, a boot loader's.
         """
         if not self.edits:
             return CommandLine(old, (), ())
         own, for_init = _split(old)
-        wanted = self._words()
+        wanted = [quote(word) for word in self._words()]
         kept = [word for word in own if word in wanted or not self._drops(word)]
         new = [word for word in wanted if word not in kept]
         if self.wants_shell:
             new += self._console([word for word in kept if word.startswith("console=")])
-        appended, appended_for_init = _split(self.append)
+        appended, appended_for_init = ([quote(word) for word in part] for part in _split(self.append))
         if [*kept, *new][-len(appended) :] != appended:
             new += appended
         more = [] if for_init[-len(appended_for_init) :] == appended_for_init else appended_for_init
@@ -250,3 +254,13 @@ def _split(text: str) -> tuple[list[str], list[str]]:
         return words, []
     at = words.index("--")
     return words[:at], words[at + 1 :]
+
+
+def words_of(change: CommandLine) -> str:
+    """Return what is changed, in words."""
+    parts = []
+    if change.added:
+        parts.append(f"adds {' '.join(change.added)}")
+    if change.removed:
+        parts.append(f"removes {' '.join(change.removed)}")
+    return ", ".join(parts) or "the command line is as wished already"

@@ -125,13 +125,14 @@ def _secrets(given: Sequence[str], text: str) -> dict[str, str]:
     found = {}
     for one in given:
         name, equals, path = one.partition("=")
-        found[name] = _secret_of(path) if equals else _ask(name)
+        found[name] = secret_of(path) if equals else _ask(name)
     if sys.stdin.isatty():
         found |= {name: _ask(name) for name in secret_names(text) if name not in found}
     return found
 
 
-def _secret_of(path: str) -> str:
+def secret_of(path: str) -> str:
+    """Return the first line of a file."""
     try:
         data = _first_bytes(path, MAX_SECRET)
     except OSError as error:

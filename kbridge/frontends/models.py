@@ -11,6 +11,8 @@ from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
+from kbridge.boot.control import Way
+from kbridge.boot.wishes import StopAt
 from kbridge.expect.script import MAX_TEXT
 
 MAX_LINES = 1_000_000
@@ -21,6 +23,7 @@ PowerAction = Literal["on", "off", "cycle", "reset", "pause", "resume", "nmi"]
 ExpectKind = Literal[
     "start", "waits", "saw", "timeout", "lost", "gap", "quiet", "sent", "notice", "skipped", "end"
 ]
+BootKind = Literal["start", "reset", "state", "sent", "note", "gap", "skipped", "end"]
 SysRqKey = Annotated[str, Field(pattern="^[0-9A-Za-z]$", description="A SysRq key, such as h for help")]
 
 
@@ -328,6 +331,83 @@ class ExpectEntry(_Given):
     what: str | None = Field(default=None, description="With end: what happened, in words")
     why: str | None = Field(default=None, description="With end and lost")
     todo: str | None = Field(default=None, description="With end: what to do next")
+
+
+class Boot(_Taken):
+    """What a boot is to end in; at most one of single_user, emergency, init and break_at."""
+
+    single_user: bool = Field(default=False, description="A root shell, by the word `single`")
+    emergency: bool = Field(default=False, description="A root shell, by the word `emergency`")
+    init: str = Field(default="", max_length=256, description="A program to run as init")
+    append: str = Field(default="", max_length=2000, description="Words for the kernel's command line")
+    break_at: str = Field(
+        default="",
+        max_length=20,
+        description="A stage at which the initramfs is to stop (docs/boot-control.md)",
+    )
+    entry: str = Field(
+        default="",
+        max_length=200,
+        description="Of the loader's menu: its number from 1, or a piece of its title; `N>M` for a menu in it",
+    )
+    stop_at: StopAt | None = Field(default=None, description="Where to stop")
+    console: str = Field(
+        default="",
+        max_length=40,
+        description="The kernel's name of this serial line, such as ttyS0, for a command line that names none",
+    )
+    way: Way = Field(
+        default=Way.AUTO,
+        description="How the command line is changed: by the boot loader, by the debug stub, or by the stub where the "
+        "loader cannot be stopped",
+    )
+    reset: bool = Field(
+        default=True, description="Whether the machine is reset; otherwise somebody else restarts it"
+    )
+    patience: float = Field(default=1.0, ge=0.01, le=100, description="Multiplies all deadlines")
+    loader_user: str = Field(
+        default="root", max_length=100, description="Whom a protected loader's password is of"
+    )
+    secrets: dict[str, str] = Field(
+        default={},
+        max_length=2,
+        description="Passwords, which no transcript shows: `loader` its user's, `root` root's",
+    )
+    force: bool = Field(
+        default=False, description="Take the pen from whoever has it, and reset a guest that a debugger holds"
+    )
+
+
+class BootEntry(_Given):
+    """A line of a boot's transcript; text of the console is in quotes, with what acts on a terminal written out."""
+
+    time: datetime
+    elapsed: float = Field(description="Seconds since the run began")
+    kind: BootKind = Field(
+        description="start; reset: the machine starts anew; state: another was seen; sent keys; note: words; gap: text "
+        " came too fast; skipped: entries that the peer read too late; end"
+    )
+    state: str = Field(description="Where the guest was last seen (docs/boot.md)")
+    program: str = Field(description="Who showed that, such as GRUB; empty where that is not known")
+    run: str | None = Field(default=None, description="With start: by which the time line knows it")
+    by_stub: bool | None = Field(
+        default=None, description="With reset: whether the debug stub changes the command line"
+    )
+    evidence: str | None = Field(default=None, description="With state: the line or prompt that shows it")
+    lasted: float | None = Field(
+        default=None, description="With state: seconds that the one before it lasted"
+    )
+    keys: str | None = Field(default=None, description="With sent; `***` for a secret")
+    text: str | None = Field(default=None, description="With note")
+    lost: int | None = Field(default=None, description="With gap: bytes; with skipped: entries")
+    end: Literal["done", "failed", "cancelled"] | None = Field(default=None, description="With end")
+    what: str | None = Field(default=None, description="With end: what happened, in words")
+    why: str | None = Field(default=None, description="With end")
+    todo: str | None = Field(default=None, description="With end: what to do next")
+    reason: Literal["other", "loader", "asked"] | None = Field(
+        default=None, description="With end: loader: it cannot be stopped; asked: a password is wanting"
+    )
+    asks: str | None = Field(default=None, description="With end: the secret that is wanting; empty for none")
 
 
 class _TraceSelection(_Taken):

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TypeVar, cast
 
+from kbridge.boot.running import BootRun
+from kbridge.boot.wishes import Wishes
 from kbridge.console.log import History
 from kbridge.expect import script
 from kbridge.expect.runner import ExpectRun
@@ -195,6 +197,33 @@ def expect(call: Call) -> ExpectRun:
         by=call.by,
         name=asked.name,
         alive=lambda: call.daemon.guests.get(guest.name) is guest,
+    )
+    run.start(force=asked.force)
+    return run
+
+
+def boot(call: Call) -> BootRun:
+    """Start a guest anew and have its boot end where it is wished."""
+    asked, guest = call.given(models.Boot), call.guest
+    run = BootRun(
+        guest,
+        Wishes(
+            single_user=asked.single_user,
+            emergency=asked.emergency,
+            init=asked.init,
+            append=asked.append,
+            break_at=asked.break_at,
+            entry=asked.entry,
+            stop_at=asked.stop_at,
+            console=asked.console,
+        ),
+        by=call.by,
+        alive=lambda: call.daemon.guests.get(guest.name) is guest,
+        secrets=asked.secrets,
+        user=asked.loader_user,
+        reset=asked.reset,
+        patience=asked.patience,
+        way=asked.way,
     )
     run.start(force=asked.force)
     return run

@@ -162,6 +162,15 @@ ROUTES: Final = (
         problems=(Kind.NOT_CAPABLE, Kind.LINE, Kind.PEN_HELD, Kind.INVALID_SCRIPT),
     ),
     Route(
+        "boot",
+        "POST",
+        "/guests/{name}/boot",
+        "Start the guest anew, stop it in its boot loader, change its kernel's command line; the answer is the "
+        "transcript, as it comes; who hangs up ends the run",
+        Streams(operations.boot, {"json": MEDIA_TYPES["json"]}, models.Boot, models.BootEntry),
+        problems=(Kind.NOT_CAPABLE, Kind.LINE, Kind.PEN_HELD, Kind.MACHINE, Kind.REFUSED),
+    ),
+    Route(
         "packets",
         "GET",
         "/guests/{name}/packets",

@@ -1,0 +1,210 @@
+"""Boot loaders as data: how each is stopped, chosen from, edited and told to boot, on a serial line.
+
+To add one: the words by which it is recognised are rules of ``states``; what it takes is a row here.  The three
+ways of talking that the rows fill in are ``editing``'s (an editor on the screen, one of a single row) and ``prompts``'.
+
+Keys are what GRUB's and UEFI's terminals take: control characters, which are one byte and cannot be cut apart, rather
+than escape sequences.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+from kbridge.boot.states import State
+
+ESCAPE: Final = b"\x1b"
+ENTER: Final = b"\r"
+KILL_LINE: Final = b"\x15"
+
+
+@dataclass(frozen=True, slots=True)
+class Menu:
+    """A list of entries, one of them chosen."""
+
+    first: bytes
+    down: bytes
+    open: bytes
+    """Boots the chosen entry, or opens it where it is a menu of its own."""
+    edit: bytes
+    mark: str = ""
+    """What stands before the chosen entry, besides that it is shown in reverse."""
+
+
+@dataclass(frozen=True, slots=True)
+class Editor:
+    """The text of an entry on the screen, in which the kernel's row is changed.
+
+    A line that is longer than a row goes on in the next; ``wraps`` is what its row ends with then.
+    """
+
+    row: re.Pattern[str]
+    """Matches the kernel's line up to the first word of its command line."""
+    other_menu: re.Pattern[str]
+    """Matches a line that shows that the entry is a menu."""
+    wraps: str
+    joins: str
+    """What a line ends with that goes on in the next one, in the loader's own language."""
+    specials: re.Pattern[str]
+    """Characters of a word that its language would take for its own."""
+    down: bytes
+    home: bytes
+    end: bytes
+    erase: bytes
+    """Erases the character before the cursor, or joins the line to the one above."""
+    delete: bytes
+    boot: bytes
+    leave: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Terminals:
+    """How a loader that draws on several terminals is had to draw on the serial line alone.
+
+    A BIOS draws a character on its screen in 0.3 ms and more, and each key in an editor is a line that is drawn again;
+    UEFI's console goes to the serial line too, so that all comes twice, of two sizes.
+    """
+
+    open: bytes
+    """Opens the command line, from the menu."""
+    sign: str
+    ask: str
+    serial: re.Pattern[str]
+    """Matches a terminal that is the serial line, among those that ``ask`` says to be active."""
+    usual: str
+    others: frozenset[str]
+    alone: str
+    leave: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class LineEditor:
+    """The command line of an entry, in one row that shows a part of it."""
+
+    home: bytes
+    end: bytes
+    right: bytes
+    erase: bytes
+    boot: bytes
+    leave: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A command line."""
+
+    sign: str
+    show: str
+    """Prints the kernel's command line that is set."""
+    shown: re.Pattern[str]
+    unset: re.Pattern[str]
+    put: str
+    """Sets it; ``{}`` is the text."""
+    more: str
+    """Adds to it."""
+    specials: str
+    """Characters that cannot be in the text."""
+    boot: str
+    most: int
+    """Characters of a command."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """One boot loader, by the name that ``states`` has for it."""
+
+    program: str
+    wake: bytes
+    """Stops a countdown that shows no menu."""
+    menu: Menu | None = None
+    editor: Editor | LineEditor | None = None
+    terminals: Terminals | None = None
+    prompt: Prompt | None = None
+
+
+GRUB: Final = Recipe(
+    "GRUB",
+    wake=ESCAPE,
+    menu=Menu(first=b"\x01", down=b"\x0e", open=ENTER, edit=b"e", mark="*"),
+    editor=Editor(
+        row=re.compile(r"\s*linux(?:16|efi)?\s+\S+(?:\s+|$)"),
+        other_menu=re.compile(r"\s*(?:menuentry|submenu)\s"),
+        wraps="\\",
+        joins="\\",
+        specials=re.compile(r"[\\$'\";&|<>{}#]"),
+        down=b"\x0e",
+        home=b"\x01",
+        end=b"\x05",
+        erase=b"\x08",
+        delete=b"\x04",
+        boot=b"\x18",
+        leave=ESCAPE,
+    ),
+    terminals=Terminals(
+        open=b"c",
+        sign="grub>",
+        ask="terminal_output",
+        serial=re.compile(r"serial(?:_\S+)?"),
+        usual="serial",
+        others=frozenset({"console", "gfxterm", "vga_text"}),
+        alone="terminal_output {}",
+        leave=ESCAPE,
+    ),
+)
+
+SYSTEMD_BOOT: Final = Recipe(
+    "systemd-boot",
+    wake=b" ",
+    menu=Menu(first=b"\x01", down=b"\x0e", open=ENTER, edit=b"e"),
+    editor=LineEditor(home=b"\x01", end=b"\x05", right=b"\x06", erase=b"\x08", boot=ENTER, leave=ESCAPE),
+)
+
+U_BOOT: Final = Recipe(
+    "U-Boot",
+    wake=b" ",
+    prompt=Prompt(
+        sign="=>",
+        show="printenv bootargs",
+        shown=re.compile(r"bootargs=(.*)"),
+        unset=re.compile(r'## Error: "bootargs" not defined'),
+        put="setenv bootargs '{}'",
+        more="setenv bootargs \"${{bootargs}} \"'{}'",
+        specials="'",
+        boot="boot",
+        most=200,
+    ),
+)
+
+RECIPES: Final = {recipe.program: recipe for recipe in (GRUB, SYSTEMD_BOOT, U_BOOT)}
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long a state may last: without a byte, and in all; in seconds."""
+
+    silent: float
+    all: float
+
+
+PATIENCE: Final = {
+    State.UNKNOWN: Patience(60, 300),
+    State.OFF: Patience(60, 60),
+    State.FIRMWARE: Patience(90, 600),
+    State.LOADER: Patience(60, 300),
+    State.COUNTDOWN: Patience(30, 120),
+    State.MENU: Patience(30, 120),
+    State.EDITOR: Patience(30, 120),
+    State.COMMAND: Patience(30, 120),
+    State.KERNEL: Patience(60, 300),
+    State.INITRAMFS: Patience(180, 600),
+    State.SYSTEMD: Patience(180, 900),
+    State.LOGIN: Patience(60, 300),
+    State.SHELL: Patience(30, 120),
+    State.KDB: Patience(10, 10),
+    State.PANIC: Patience(10, 10),
+    State.FAILED: Patience(10, 10),
+}
+"""A kernel that decompresses on a slow machine, a server's memory test, an initramfs that waits for its root (90 s and
+more), a unit's start job (90 s): each may be silent that long and be well."""

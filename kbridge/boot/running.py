@@ -1,0 +1,395 @@
+"""A boot that is controlled: holds the pen, resets the machine, reads the ring from there, keeps the time.
+
+in          the ring's bytes by a cursor; the line's, the pen's and the machine's changes; the reactor's time; the
+            peer's end
+out         keys on the line; a reset by the monitor, or a changed command line by the debug stub; the transcript for
+            one peer; each of its entries on the guest's time line
+states      not begun; going on; ended (the pen is free again, whatever ended it)
+invariant   nothing is typed without the pen; a guest that a debugger holds is not reset unless that is forced; what is
+            secret is in no entry; other guests have their turn after ``TURN_SECONDS``
+"""
+
+from __future__ import annotations
+
+import secrets as random
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Any, Final, assert_never
+
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+
+from kbridge.boot.control import Entry, Keys, Machine, Reset, Way
+from kbridge.console.readers import Cursor, Gap
+from kbridge.console.timeline import time_text
+from kbridge.console.transcript import Transcript
+from kbridge.errors import GuestError, KbridgeError, LineError
+from kbridge.transports.lines import LineState
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from twisted.internet.interfaces import IDelayedCall
+    from twisted.python.failure import Failure
+
+    from kbridge.boot.control import Effect, Outcome
+    from kbridge.boot.wishes import Wishes
+    from kbridge.console.pen import Grip
+    from kbridge.guest import Guest
+    from kbridge.hypervisors.interface import MachineEvent
+    from kbridge.transports.lines import ConsoleLine
+
+PIECE_BYTES: Final = 512
+"""What a screen takes about as long for as a turn."""
+TURN_SECONDS: Final = 0.005
+GONE: Final = "who ran it is gone"
+
+_STOPS: Final = {
+    "panic": "its kernel reported a panic to the hypervisor",
+    "io-error": "its disk had an error",
+    "watchdog": "its watchdog bit",
+}
+
+
+class BootRun:
+    """One boot by ``wishes``, and the body of the answer that is its transcript (a ``PieceReader``).
+
+    ``alive`` tells whether the guest is still there.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        guest: Guest,
+        wishes: Wishes,
+        *,
+        by: str,
+        alive: Callable[[], bool],
+        secrets: Mapping[str, str] | None = None,
+        user: str = "root",
+        reset: bool = True,
+        patience: float = 1.0,
+        way: Way = Way.AUTO,
+    ) -> None:
+        self._guest = guest
+        self._reactor = guest.reactor
+        self._wishes = wishes
+        self._by = by
+        self._alive = alive
+        self._way = way
+        self._reset = reset
+        self._machine = Machine(
+            wishes,
+            nonce=f"kb{random.token_hex(3)}",
+            secrets=secrets,
+            user=user,
+            patience=patience,
+            reset=reset,
+            way=self._possible(),
+            guest=guest.name,
+        )
+        self._id = random.token_hex(4)
+        self._grip: Grip | None = None
+        self._line: ConsoleLine | None = None
+        self._cursor = Cursor(guest.recorder.ring, guest.recorder.ring.head)
+        self._due: deque[tuple[int, Callable[[float], None]]] = deque()
+        """What happened when the console's offset was so much: its turn comes when the bytes before it were read."""
+        self._transcript = Transcript()
+        self._stops: list[Callable[[], None]] = []
+        self._timer: IDelayedCall | None = None
+        self._timer_for = 0.0
+        self._turn: IDelayedCall | None = None
+        self._pumping = False
+        self._finished = False
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """How it ended; ``None`` while it goes on."""
+        return self._machine.outcome
+
+    def start(self, *, force: bool = False) -> None:
+        """Take the pen and begin.
+
+        Raises ``GuestError`` where the guest lacks what it takes or a debugger holds it, ``LineError`` without line or
+        pen.
+        """
+        guest = self._guest
+        line = guest.line
+        if line is None:
+            raise GuestError(f"{guest.name} has no console", todo="configure `console` for it")
+        if line.state is not LineState.OPEN:
+            raise LineError(
+                f"the console line of {guest.name} is {line.state.value}",
+                why=line.reason,
+                todo="try again when it is back",
+            )
+        if self._reset:
+            self._check_machine(force=force)
+        self._line = line
+        self._grip = guest.pen.take(f"{self._by} (boot)", force=force, taken=self._pen_taken)
+        recorder = guest.recorder
+        recorder.record("console.pen", holder=self._grip.holder)
+        recorder.record("boot.start", run=self._id, by=self._by, **self._wished())
+        self._tell_peer({"kind": "start", "elapsed": 0.0, "state": "unknown", "program": "", "run": self._id})
+        self._stops = [
+            recorder.watch(self._pump),
+            line.subscribe(self._line_changed),
+            line.on_words(self._line_said),
+        ]
+        if guest.machine is not None:
+            self._stops.append(guest.machine.subscribe(self._machine_event))
+        self._machine.start(self._now())
+        self._pump()
+
+    def _check_machine(self, *, force: bool) -> None:
+        guest = self._guest
+        if guest.machine is None:
+            raise GuestError(
+                f"{guest.name} cannot be reset",
+                why="it has no machine monitor",
+                todo="configure `qmp`; or restart it yourself and give --no-reset",
+            )
+        if not guest.machine.connected:
+            raise GuestError(
+                f"{guest.name} cannot be reset",
+                why=f"its machine monitor does not answer: {guest.machine.problem}",
+            )
+        relay = guest.relay
+        if relay is None or force:
+            return
+        holders = [one.name for one in relay.sessions if one.controls]
+        if holders or relay.attached:
+            raise GuestError(
+                f"{guest.name} is not reset: a debugger holds it",
+                why=f"{', '.join(holders) or 'a session'} would lose what it looks at",
+                todo="ask them to leave, or reset it by --force",
+            )
+
+    def _possible(self) -> Way:
+        """Return which way there is; raises ``GuestError`` where the wanted one is none."""
+        return Way.LOADER
+
+    def _wished(self) -> dict[str, Any]:
+        wishes = self._wishes
+        wished = {
+            "single_user": wishes.single_user,
+            "emergency": wishes.emergency,
+            "init": wishes.init,
+            "append": wishes.append,
+            "break_at": wishes.break_at,
+            "entry": wishes.entry,
+            "stop_at": wishes.stop_at.value if wishes.stop_at is not None else "",
+        }
+        return {name: value for name, value in wished.items() if value}
+
+    def cancel(self, why: str) -> None:
+        """End it; nothing happens when it has ended."""
+        self._machine.cancel(why, self._now())
+        if self._turn is not None:
+            # At once: what it works on may be closed next.
+            self._turn.cancel()
+            self._turn = None
+        self._pump()
+
+    # What the answer's stream calls.
+
+    def next(self) -> bytes | None:
+        """Return the next entry of the transcript."""
+        if not self._alive() and self.outcome is None:
+            self.cancel(f"the relay lets {self._guest.name} go")
+        return self._transcript.next(
+            lambda entry, lost: {
+                **{key: entry[key] for key in ("time", "elapsed", "state", "program")},
+                "kind": "skipped",
+                "lost": lost,
+            }
+        )
+
+    @property
+    def follows(self) -> bool:
+        """Whether more may come when there is nothing now."""
+        return not self._finished
+
+    def watch(self, wake: Callable[[], None]) -> Callable[[], None]:
+        """Have ``wake`` called when there may be more, until the function returned is called."""
+        return self._transcript.watch(wake)
+
+    def close(self) -> None:
+        """End: the peer is gone, or has the whole transcript."""
+        self.cancel(GONE)
+
+    # What happens meanwhile.
+
+    def _line_changed(self, state: LineState, reason: str) -> None:
+        if state is LineState.LOST:
+            self._later(lambda now: self._machine.line_lost(reason, now))
+        elif state is LineState.CLOSED:
+            self.cancel(f"the relay lets {self._guest.name} go")
+
+    def _line_said(self, words: str) -> None:
+        self._machine.notice(words, self._now())
+        self._pump()
+
+    def _pen_taken(self, holder: str) -> None:
+        self._machine.pen_taken(holder, self._now())
+        self._pump()
+
+    def _machine_event(self, event: MachineEvent) -> None:
+        match event.name:
+            case "machine.reset":
+                self._later(self._machine.restarted)
+            case "machine.shutdown":
+                self._later(self._machine.machine_off)
+            case "machine.lost":
+                why = str(event.data.get("why", ""))
+                self._later(lambda now: self._machine.machine_lost(why, now))
+            case "machine.stop" if event.data.get("cause") in _STOPS:
+                words = _STOPS[event.data["cause"]]
+                self._later(lambda now: self._machine.machine_stopped(words, now))
+            case _:
+                return
+
+    def _timed(self) -> None:
+        self._timer = None
+        # What came in time counts, though it may not have been read yet.
+        self._later(self._machine.tick)
+
+    def _later(self, event: Callable[[float], None]) -> None:
+        self._due.append((self._guest.recorder.ring.head, event))
+        self._pump()
+
+    # Carrying out.
+
+    def _pump(self) -> None:
+        """Do what can be done now; who calls from within has it done by the call that goes on."""
+        if self._pumping or self._turn is not None:
+            return
+        self._pumping = True
+        try:
+            end = self._now() + TURN_SECONDS
+            while self._some():
+                if self._now() >= end:
+                    self._turn = self._reactor.callLater(0, self._next_turn)
+                    break
+        finally:
+            self._pumping = False
+        self._set_timer()
+        self._transcript.wake()
+
+    def _next_turn(self) -> None:
+        self._turn = None
+        self._pump()
+
+    def _some(self) -> bool:
+        """Do one thing; return whether there may be another."""
+        machine = self._machine
+        if effects := machine.effects():
+            self._carry_out(effects)
+            return True
+        if machine.outcome is not None:
+            return False
+        if self._due and self._cursor.offset >= self._due[0][0]:
+            _, event = self._due.popleft()
+            event(self._now())
+            return True
+        found = self._cursor.next(PIECE_BYTES)
+        if found is None:
+            return False
+        if isinstance(found, Gap):
+            machine.gap(found.lost, self._now())
+        else:
+            data = found.data
+            if self._due:
+                # What happened at an offset happens there, not in the middle of a piece.
+                data = data[: max(self._due[0][0] - found.offset, 1)]
+            self._cursor.offset = found.offset + len(data)
+            machine.receive(data, self._now())
+        return True
+
+    def _carry_out(self, effects: list[Effect]) -> None:
+        for effect in effects:
+            match effect:
+                case Keys(data):
+                    self._type(data)
+                case Reset(by_stub):
+                    self._start_anew(by_stub=by_stub)
+                case Entry():
+                    self._tell(effect)
+                case _:
+                    assert_never(effect)
+
+    def _type(self, keys: bytes) -> None:
+        assert self._line is not None
+        assert self._grip is not None
+        if not self._grip.held:
+            return
+        try:
+            self._line.write(keys)
+        except LineError as error:
+            self._machine.not_sent(str(error), self._now())
+
+    def _start_anew(self, *, by_stub: bool) -> None:
+        assert not by_stub
+        done: Deferred[None] = Deferred.fromCoroutine(self._guest.power("cycle", self._by))
+        done.addErrback(self._not_reset)
+        done.addErrback(lambda failure: self._log.failure("a bug in a boot's reset", failure))
+
+    def _not_reset(self, failure: Failure) -> None:
+        failure.trap(KbridgeError)
+        self._machine.not_reset(str(failure.value), self._now())
+        self._pump()
+
+    def _tell(self, entry: Entry) -> None:
+        self._tell_peer(
+            {
+                "kind": entry.kind,
+                "elapsed": entry.elapsed,
+                "state": entry.state.value,
+                "program": entry.program,
+                **entry.fields,
+            }
+        )
+        if entry.kind == "end":
+            self._finish({"run": self._id, "by": self._by, "elapsed": entry.elapsed, **entry.fields})
+        else:
+            self._guest.recorder.record(
+                "boot.step",
+                run=self._id,
+                did=entry.kind,
+                elapsed=entry.elapsed,
+                state=entry.state.value,
+                program=entry.program,
+                **entry.fields,
+            )
+
+    def _tell_peer(self, entry: dict[str, Any]) -> None:
+        self._transcript.add({"time": time_text(time.time_ns()), **entry})
+
+    def _finish(self, fields: dict[str, Any]) -> None:
+        for stop in self._stops:
+            stop()
+        self._stops = []
+        self._finished = True
+        self._due.clear()
+        # A guest that is let go closes its line before its record: the run has ended then.
+        recorder = self._guest.recorder
+        recorder.record("boot.end", **fields)
+        if self._grip is not None and self._grip.held:
+            self._grip.release()
+            recorder.record("console.pen", holder=None)
+
+    def _set_timer(self) -> None:
+        deadline = self._machine.deadline if self._turn is None else None
+        if self._timer is not None:
+            if deadline == self._timer_for:
+                return
+            self._timer.cancel()
+            self._timer = None
+        if deadline is not None:
+            self._timer_for = deadline
+            self._timer = self._reactor.callLater(max(0.0, deadline - self._now()), self._timed)
+
+    def _now(self) -> float:
+        found: float = self._reactor.seconds()
+        return found
