@@ -31,13 +31,14 @@ from kbridge.boot.dialogue import GaveUp, Note, Press, Until
 from kbridge.boot.recipes import PATIENCE, RECIPES, Editor
 from kbridge.boot.sight import Sight
 from kbridge.boot.states import State
-from kbridge.boot.symptoms import SYMPTOMS, Weight
+from kbridge.boot.symptoms import Weight
+from kbridge.boot.triage import Triage
 from kbridge.boot.wishes import Goal
 from kbridge.errors import KbridgeError
 from kbridge.expect.script import Pace, quoted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Generator, Mapping
 
     from kbridge.boot.dialogue import Dialogue
     from kbridge.boot.states import Change
@@ -54,6 +55,7 @@ MAX_WAKES: Final = 300
 BARE_PROMPT_SECONDS: Final = 0.2
 """For what looks like a prompt and is none that is known: how long nothing is to follow it."""
 MAX_EVIDENCE: Final = 200
+MAX_SAID: Final = 1 << 18
 
 _GRUB_BEGINS: Final = b"\x1b[H\x1b[J\x1b[1;1H"
 """What GRUB sends when it takes the serial line, before it shows anything, or waits hidden."""
@@ -200,6 +202,8 @@ class Machine:
         self._ready = 0.0
         self._sight = Sight(self._line)
         self._dialogue: Dialogue | None = None
+        self._with_loader = False
+        """Whether it is one with a loader."""
         self._fresh = False
         """Whether the dialogue has not begun."""
         self._then: Callable[[float], None] = self._booted
@@ -213,7 +217,8 @@ class Machine:
         self._tail = b""
         """The last bytes before those that come."""
         self._seen_before: list[Change] = []
-        self._cause: tuple[Symptom, str] | None = None
+        self._said = bytearray()
+        """What came since the reset, up to ``MAX_SAID`` bytes."""
         self._locked = False
         self._error = ""
         """The loader's last line that is an error."""
@@ -291,7 +296,7 @@ class Machine:
         self._tail = b""
         self._may_wake = False
         self._seen_before = []
-        self._cause = None
+        self._said.clear()
         self._error = ""
 
     def not_reset(self, words: str, now: float) -> None:
@@ -310,6 +315,8 @@ class Machine:
             found = self._tail + data
             self._may_wake = _GRUB_BEGINS in found
             self._tail = found[-len(_GRUB_BEGINS) :]
+        if len(self._said) < MAX_SAID:
+            self._said += data
         for change in self._sight.recogniser.feed(data):
             self._changed(change, now)
             if self.outcome is not None or self._phase is _Phase.RESETTING:
@@ -372,23 +379,14 @@ class Machine:
             self._error = body
         if body.startswith("Cannot open access to console, the root account is locked"):
             self._locked = believed
-        if not believed or self._cause is not None:
-            return
-        for symptom in SYMPTOMS:
-            if symptom.lines is not None and symptom.lines.match(body):
-                wished = self._wishes.wants_shell and symptom.name == "emergency-mode"
-                if symptom.weight is Weight.FATAL and not wished:
-                    self._cause = (symptom, body)
-                return
 
     def _changed(self, change: Change, now: float) -> None:
         if self._phase is _Phase.RESETTING:
             if change.state not in _BEGINNINGS:
                 return
             self._phase = _Phase.BEFORE
-        self._note(
-            "state", now, evidence=quoted(change.evidence[:MAX_EVIDENCE]), lasted=round(now - self._since, 3)
-        )
+        fields = {"evidence": quoted(change.evidence[:MAX_EVIDENCE]), "lasted": round(now - self._since, 3)}
+        self._enter(Entry("state", round(now - self._began, 3), change.state, change.program, fields))
         self._since = now
         if self._phase is _Phase.BEFORE:
             self._seen_before.append(change)
@@ -449,14 +447,18 @@ class Machine:
 
     def _by_menu(self, recipe: Any) -> Dialogue:
         wishes, sight = self._wishes, self._sight
+
+        def look() -> Generator[Press | Until | Note, bool, bool]:
+            return editing.is_menu(recipe, sight, self._secrets, self._user)
+
         if wishes.entry:
-            yield from menus.choose(recipe, wishes.entry, sight)
+            yield from menus.choose(recipe, wishes.entry, sight, look)
         if wishes.edits and isinstance(recipe.editor, Editor):
             yield from editing.edit(recipe, wishes, sight, self._secrets, self._user)
         elif wishes.edits:
             yield from editing.edit_one_line(recipe, wishes, sight)
         elif wishes.goal is not Goal.LOADER:
-            yield Press(recipe.menu.open, "Enter")
+            yield Press(recipe.menu.open, "Enter", boots=True)
 
     def _hold(self, wake: bytes) -> Dialogue:
         for _ in range(3):
@@ -484,6 +486,8 @@ class Machine:
         """A state after what is wished was booted."""
         goal = self._wishes.goal
         state = change.state
+        if state in _BEHIND and self._with_loader and change.program not in RECIPES:
+            self._drop_dialogue()
         match state:
             case State.FAILED:
                 self._failed(now, f"{change.program} could not boot it")
@@ -581,6 +585,7 @@ class Machine:
         self._drop_dialogue()
         self._dialogue = dialogue
         self._fresh = True
+        self._with_loader = self._phase is _Phase.BEFORE
         self._then = then
         self._go(now)
 
@@ -671,6 +676,8 @@ class Machine:
         if not self._rest:
             press = self._out.popleft()
             self._rest = press.keys
+            if press.boots:
+                self._phase = _Phase.BOOTED
             if press.shown or not press.keys.isascii() or not press.keys.decode().isprintable():
                 self._note("sent", now, keys=press.shown or quoted(press.keys.decode("latin-1")))
             elif not self._typing:
@@ -762,11 +769,15 @@ class Machine:
         return f"in state {self.state.value}{by}"
 
     def _note(self, kind: str, now: float, **fields: Any) -> None:
+        self._enter(Entry(kind, round(now - self._began, 3), self.state, self._sight.program, fields))
+
+    def _enter(self, entry: Entry) -> None:
         typing, self._typing = self._typing, None
         if typing is not None:
-            self._note("sent", typing[0], keys=quoted(typing[1].decode()))
-        elapsed = round(now - self._began, 3)
-        self._effects.append(Entry(kind, elapsed, self.state, self._sight.program, fields))
+            keys = {"keys": quoted(typing[1].decode())}
+            at = round(typing[0] - self._began, 3)
+            self._effects.append(Entry("sent", at, entry.state, entry.program, keys))
+        self._effects.append(entry)
 
     def _done(self, now: float, what: str) -> None:
         self._end(Outcome(End.DONE, what), now)
@@ -782,8 +793,9 @@ class Machine:
         asks: str = "",
     ) -> None:
         """End with what was seen first to go wrong, where something was."""
-        if self._cause is not None:
-            symptom, line = self._cause
+        cause = self._cause()
+        if cause is not None:
+            symptom, line = cause
             why = "; ".join(part for part in (why, f"{symptom.what} ({quoted(line[:MAX_EVIDENCE])})") if part)
             todo = todo or symptom.cures[0].replace("GUEST", self._guest)
         elif self._error and not why:
@@ -791,6 +803,22 @@ class Machine:
         self._fail(
             now, what, why, todo or f"`kbridge triage {self._guest}` says more", reason=reason, asks=asks
         )
+
+    def _cause(self) -> tuple[Symptom, str] | None:
+        """Return what went wrong first, and the line that shows it."""
+        triage = Triage()
+        triage.text(0, 0, bytes(self._said))
+        wished = {"emergency-mode"} if self._wishes.wants_shell else set()
+        found = [
+            finding
+            for finding in triage.report().findings
+            if finding.symptom.weight is Weight.FATAL
+            and finding.lines
+            and not finding.refuted
+            and finding.symptom.name not in wished
+        ]
+        first = min(found, key=lambda finding: finding.lines[0].offset, default=None)
+        return None if first is None else (first.symptom, first.lines[0].text)
 
     def _fail(
         self,

@@ -42,6 +42,8 @@ class Press:
 
     keys: bytes
     shown: str = ""
+    boots: bool = False
+    """Whether a kernel starts by them: what comes next may be its first line."""
 
 
 @dataclass(frozen=True, slots=True)

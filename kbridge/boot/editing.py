@@ -26,7 +26,8 @@ from kbridge.boot.states import State
 from kbridge.boot.wishes import words_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    import re
+    from collections.abc import Callable, Generator, Mapping
 
     from kbridge.boot.dialogue import Dialogue
     from kbridge.boot.recipes import Menu, Recipe
@@ -67,10 +68,26 @@ def edit(recipe: Recipe, wishes: Wishes, sight: Sight, secrets: Mapping[str, str
     for _ in range(2):
         if text.line().text != wanted.rstrip():
             break
-        yield Press(editor.boot, "Ctrl-X")
+        yield Press(editor.boot, "Ctrl-X", boots=True)
         if (yield Until(lambda: sight.state is not State.EDITOR, DRAW)):
             return
     raise GaveUp("the loader does not boot the changed entry", "its editor is still on the screen")
+
+
+def is_menu(
+    recipe: Recipe, sight: Sight, secrets: Mapping[str, str], user: str
+) -> Generator[Press | Until | Note, bool, bool]:
+    """Look whether the chosen entry is a menu of its own; the menu is there again then."""
+    menu, editor = recipe.menu, recipe.editor
+    if menu is None or not isinstance(editor, Editor):
+        return False
+    yield from _open(recipe, menu, editor, sight, secrets, user)
+    text = _Text(editor, sight)
+    found = yield from text.has(editor.other_menu)
+    yield Press(editor.leave)
+    if not (yield Until(lambda: sight.state is State.MENU and sight.chosen() is not None, DRAW)):
+        raise GaveUp(f"{recipe.program} does not obey the keys", "its menu did not come back")
+    return found
 
 
 def editor_quote(editor: Editor) -> Callable[[str], str]:
@@ -169,6 +186,20 @@ class _Text:
             return None
         at = sight.cursor_in(line, frame, wraps)
         return line.text.ljust(at) if at >= len(line.text) else None
+
+    def has(self, pattern: re.Pattern[str]) -> Generator[Press | Until | Note, bool, bool]:
+        """Go through the text; return whether a line of it matches."""
+        for _ in range(MAX_MOVES):
+            before = self._rows()
+            lines = self._sight.text_lines(self._frame(), self._editor.wraps)
+            if any(pattern.match(line.text) for line in lines):
+                return True
+            at = self._sight.screen.y
+            yield Press(self._editor.down * WINDOW)
+            # At the text's end nothing moves.
+            if not (yield Until(lambda rows, row: (self._rows(), self._sight.screen.y) != (rows, row), ECHO, (before, at))):
+                return False
+        return False
 
     def find(self) -> Dialogue:
         """Put the cursor into the kernel's line."""

@@ -21,7 +21,7 @@ from kbridge.boot.recipes import ENTER
 from kbridge.boot.states import State
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Generator, Mapping
 
     from kbridge.boot.dialogue import Dialogue
     from kbridge.boot.recipes import Menu, Recipe, Terminals
@@ -39,8 +39,13 @@ def reach_menu(recipe: Recipe, sight: Sight) -> Dialogue:
     raise GaveUp(f"{recipe.program} shows no menu", "its countdown was seen, and keys did not bring the menu")
 
 
-def choose(recipe: Recipe, entry: str, sight: Sight) -> Dialogue:
-    """Choose an entry, which is left to be booted or edited; ``>`` goes into a menu of its own."""
+def choose(
+    recipe: Recipe, entry: str, sight: Sight, is_menu: Callable[[], Generator[Press | Until | Note, bool, bool]]
+) -> Dialogue:
+    """Choose an entry, which is left to be booted or edited; ``>`` goes into a menu of its own.
+
+    ``is_menu`` tells whether the chosen entry is one: to open any other boots it.
+    """
     menu = recipe.menu
     assert menu is not None
     yield from reach_menu(recipe, sight)
@@ -48,10 +53,12 @@ def choose(recipe: Recipe, entry: str, sight: Sight) -> Dialogue:
     for depth, part in enumerate(path):
         yield from _choose_here(menu, part, sight)
         if depth + 1 < len(path):
+            if not (yield from is_menu()):
+                raise GaveUp(f"entry {part!r} is no menu", "it would be booted", "leave out what follows `>`")
             before = sight.entries(menu.mark)
             yield Press(menu.open)
             if not (yield Until(_opened, DRAW, (menu, sight, before))):
-                raise GaveUp(f"entry {part!r} does not open a menu", todo="leave out what follows `>`")
+                raise GaveUp(f"entry {part!r} does not open", "keys were sent and did nothing")
 
 
 def _opened(menu: Menu, sight: Sight, before: list[str]) -> bool:

@@ -49,7 +49,7 @@ def command(recipe: Recipe, wishes: Wishes, sight: Sight) -> Dialogue:
         )
     yield Note(f"read back: {change.text}")
     yield from type_in(prompt.sign, prompt.boot, sight)
-    yield Press(ENTER, "Enter")
+    yield Press(ENTER, "Enter", boots=True)
 
 
 def _pieces(text: str, most: int) -> list[str]:
