@@ -1,7 +1,7 @@
 """Boot loaders and guests that are not there: what they draw for each key, and what they boot in the end.
 
-``Grub`` draws as GRUB 2.06 does on a serial line (captures in ``data/console``): a key in its editor is a line drawn again,
-behind a cursor that is hidden meanwhile.  ``Guest`` is the kernel and the shell that a command line starts.  ``drive``
+``Grub`` draws as GRUB 2.06 does on a serial line (captures in ``data/console``): a key in its editor is a line drawn
+again, behind a cursor that is hidden meanwhile.  ``Guest`` is the kernel and the shell that a command line starts.  ``drive``
 runs ``kbridge.boot.control`` against them, in a time of its own.
 """
 
@@ -21,6 +21,7 @@ WIDTH = 76
 KERNEL = "linux\t/boot/vmlinuz root=/dev/vda1 ro console=ttyS0,115200"
 DEFAULT = ("insmod ext2", "echo\t'Loading Linux ...'", f"{KERNEL} quiet", "initrd\t/boot/initrd.img")
 PLAIN = "root=/dev/vda1 ro console=ttyS0,115200"
+SULOGIN = "Give root password for maintenance\r\n(or press Control-D to continue): "
 FORCE = "systemd.setenv=SYSTEMD_SULOGIN_FORCE=1"
 
 
@@ -54,7 +55,7 @@ class Guest:
         text = f"[    0.000000] Linux version 6.1.0-1 (a@b) #1 SMP\r\n[    0.000000] Command line: {command_line}\r\n"
         if self.panics:
             return (
-                f"{text}[    1.000000] VFS: Cannot open root device \"vda1\" or unknown-block(0,0): error -6\r\n"
+                f'{text}[    1.000000] VFS: Cannot open root device "vda1" or unknown-block(0,0): error -6\r\n'
                 "[    1.100000] Kernel panic - not syncing: VFS: Unable to mount root fs on unknown-block(0,0)\r\n"
             )
         text += "[    1.000000] Run /init as init process\r\n"
@@ -68,7 +69,7 @@ class Guest:
             return f"{text}\r\nDebian GNU/Linux 12 web1 ttyS0\r\n\r\n{self.login}"
         if self.asks:
             self.at = "sulogin"
-            return f"{text}Give root password for maintenance\r\n(or press Control-D to continue): "
+            return f"{text}{SULOGIN}"
         self.at = "shell"
         return text + self.shell
 
@@ -82,7 +83,7 @@ class Guest:
         typed, self.typed = self.typed, ""
         if self.at == "sulogin":
             if typed != self.asks:
-                return "\r\nLogin incorrect\r\n\r\nGive root password for maintenance\r\n(or press Control-D to continue): "
+                return f"\r\nLogin incorrect\r\n\r\n{SULOGIN}"
             self.at = "shell"
             return f"\r\n{self.shell}"
         if self.at == "shell":
@@ -189,7 +190,9 @@ class Grub:
         self.mode = "booted"
         text = "\n".join(lines).replace("\\\n", "")
         kernel = next((line for line in text.split("\n") if line.split()[:1] == ["linux"]), "")
-        return ("Loading Linux ...\n\r" if self.serial else "") + self.guest.boot(" ".join(kernel.split()[2:]))
+        return ("Loading Linux ...\n\r" if self.serial else "") + self.guest.boot(
+            " ".join(kernel.split()[2:])
+        )
 
     # ── drawing ─────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -198,7 +201,7 @@ class Grub:
         last = 4 + self.rows + 1
         return (
             "\x1b[?25l\x1b[m\x1b[H\x1b[J\x1b[1;1H\x1b[2;24HGNU GRUB  version 2.06-13+deb12u2\n\r\n\r\x1b[m"
-            + f"\x1b[4;2H{border}"
+            f"\x1b[4;2H{border}"
             + "".join(f"\x1b[{4 + row};2H|\x1b[{4 + row};79H|" for row in range(1, self.rows + 1))
             + f"\x1b[{last};2H{border}\x1b[m\x1b[{last + 1};2H\x1b[{last + 2};2H\x1b[m"
             + "\n\r".join(f"      {line:70}" for line in words)
@@ -216,7 +219,8 @@ class Grub:
         )
         text += self._entries()
         if counts:
-            text += f"\x1b[22;1H   The highlighted entry will be executed automatically in {self.timeout}s.{' ' * 17}\x1b[5;78H"
+            words = f"   The highlighted entry will be executed automatically in {self.timeout}s."
+            text += f"\x1b[22;1H{words:79}\x1b[5;78H"
         return text
 
     def _entries(self) -> str:
@@ -291,7 +295,8 @@ class Grub:
             case "\r":
                 typed, self.typed = self.typed, ""
                 if typed == "terminal_output":
-                    return f"\n\rActive output terminals:\n\r{self.terminals} \n\rAvailable output terminals:\n\rgfxterm \n\rgrub> "
+                    names = f"\n\rActive output terminals:\n\r{self.terminals} \n\r"
+                    return f"{names}Available output terminals:\n\rgfxterm \n\rgrub> "
                 if typed.startswith("terminal_output "):
                     self.terminals = typed.split()[1]
                     return "\n\rgrub> "
@@ -306,7 +311,11 @@ class Grub:
         self.mode = "editor"
         entry = self.menus[-1][self._title()]
         inner = entry.values() if isinstance(entry, dict) else ()
-        lines = ["menuentry 'x' {" for _ in inner] if inner else [f"\t{line}" for line in "\n".join(entry).split("\n")]
+        lines = (
+            ["menuentry 'x' {" for _ in inner]
+            if inner
+            else [f"\t{line}" for line in "\n".join(entry).split("\n")]
+        )
         self.lines = [f"setparams '{self._title()}'", "", *lines, ""]
         self.line = self.column = self.top = 0
         return (
@@ -377,7 +386,9 @@ class Grub:
 class UBoot:
     """U-Boot's command line."""
 
-    def __init__(self, guest: Guest | None = None, *, bootargs: str = "console=ttyS0 root=/dev/sda1", delay: int = 2) -> None:
+    def __init__(
+        self, guest: Guest | None = None, *, bootargs: str = "console=ttyS0 root=/dev/sda1", delay: int = 2
+    ) -> None:
         self.guest = guest or Guest()
         self.bootargs = self.preset = bootargs
         self.delay = delay
@@ -420,7 +431,11 @@ class UBoot:
             said = f"bootargs={self.bootargs}" if self.bootargs else '## Error: "bootargs" not defined'
             return f"\r\n{said}\r\n=> "
         if typed.startswith("setenv bootargs "):
-            self.bootargs = typed.removeprefix("setenv bootargs ").replace('"${bootargs} "', self.bootargs + " ").replace("'", "")
+            self.bootargs = (
+                typed.removeprefix("setenv bootargs ")
+                .replace('"${bootargs} "', self.bootargs + " ")
+                .replace("'", "")
+            )
             return "\r\n=> "
         return self._boot() if typed == "boot" else f"\r\nUnknown command '{typed}'\r\n=> "
 
@@ -449,7 +464,10 @@ def drive(
     most_seconds: float = 5000.0,
     **options: Any,
 ) -> Run:
-    """Run it to its end; ``arrives`` and ``typed`` say what becomes of bytes on the line, ``pieces`` how they are read."""
+    """Run it to its end.
+
+    ``arrives`` and ``typed`` say what becomes of bytes on the line, ``pieces`` how they are read.
+    """
     machine = Machine(wishes, nonce="kb0001", **options)
     now = 0.0
     entries: list[Entry] = []

@@ -6,7 +6,7 @@ invariant   the key that boots is pressed only after the whole changed line was 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from kbridge.boot.dialogue import (
     DRAW,
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from kbridge.boot.sight import Frame, Sight, TextLine
     from kbridge.boot.wishes import CommandLine, Wishes
 
+MAX_OPENINGS: Final = 3
+
 
 def edit(recipe: Recipe, wishes: Wishes, sight: Sight, secrets: Mapping[str, str], user: str) -> Dialogue:
     """Change the chosen entry's command line in the loader's editor, read it back, and boot it."""
@@ -44,15 +46,31 @@ def edit(recipe: Recipe, wishes: Wishes, sight: Sight, secrets: Mapping[str, str
         yield from reach_menu(recipe, sight)
     if recipe.terminals is not None:
         yield from draw_here_only(recipe, recipe.terminals, sight, secrets, user)
-    yield from _open(recipe, menu, editor, sight, secrets, user)
-    change: CommandLine | None = None
+    text = _Text(editor, sight)
+    for attempt in range(1, MAX_OPENINGS + 1):
+        yield from _open(recipe, menu, editor, sight, secrets, user)
+        try:
+            yield from text.find()
+            yield from text.join()
+            yield from text.draw_again()
+            break
+        except _Damaged:
+            # What a lost key or byte did to the text goes with the editor.
+            yield from _leave(recipe, editor, sight)
+            if attempt == MAX_OPENINGS:
+                raise
+        except GaveUp:
+            yield from _leave(recipe, editor, sight)
+            raise
     try:
-        text = _Text(editor, sight)
-        yield from text.find()
-        yield from text.join()
         old = text.line().text
         found = editor.row.match(old)
-        assert found is not None
+        if found is None:
+            raise GaveUp(
+                "the kernel's line cannot be read as a whole",
+                "its beginning is not on the screen: it has more rows than the loader's editor",
+                "append less, or do it by hand: `kbridge console`",
+            )
         change = wishes.change(old[found.end() :], quote=editor_quote(editor))
         before = old[: found.end()]
         wanted = _kept_blanks(old[found.end() :], change)
@@ -60,9 +78,7 @@ def edit(recipe: Recipe, wishes: Wishes, sight: Sight, secrets: Mapping[str, str
         yield Note(words_of(change))
         yield from text.make(wanted.rstrip())
     except GaveUp:
-        if sight.state is State.EDITOR:
-            # Nothing is booted by it, and the menu waits for whoever comes.
-            yield Press(editor.leave)
+        yield from _leave(recipe, editor, sight)
         raise
     yield Note(f"read back: {' '.join(wanted.split())}")
     for _ in range(2):
@@ -72,6 +88,17 @@ def edit(recipe: Recipe, wishes: Wishes, sight: Sight, secrets: Mapping[str, str
         if (yield Until(lambda: sight.state is not State.EDITOR, DRAW)):
             return
     raise GaveUp("the loader does not boot the changed entry", "its editor is still on the screen")
+
+
+class _Damaged(GaveUp):
+    """The text is not as it was, or cannot be read; opened anew it can be."""
+
+
+def _leave(recipe: Recipe, editor: Editor, sight: Sight) -> Dialogue:
+    """Leave the editor, where it is open: nothing is booted by that, and the menu waits for whoever comes."""
+    if sight.state is State.EDITOR:
+        yield Press(editor.leave)
+        yield Until(lambda: sight.state is State.MENU and sight.chosen() is not None, DRAW)
 
 
 def is_menu(
@@ -84,8 +111,8 @@ def is_menu(
     yield from _open(recipe, menu, editor, sight, secrets, user)
     text = _Text(editor, sight)
     found = yield from text.has(editor.other_menu)
-    yield Press(editor.leave)
-    if not (yield Until(lambda: sight.state is State.MENU and sight.chosen() is not None, DRAW)):
+    yield from _leave(recipe, editor, sight)
+    if sight.state is not State.MENU:
         raise GaveUp(f"{recipe.program} does not obey the keys", "its menu did not come back")
     return found
 
@@ -117,6 +144,7 @@ def _kept_blanks(old: str, change: CommandLine) -> str:
 def _open(
     recipe: Recipe, menu: Menu, editor: Editor, sight: Sight, secrets: Mapping[str, str], user: str
 ) -> Dialogue:
+    text = _Text(editor, sight)
     pressed = 0
     for _ in range(6):
         yield Press(menu.edit)
@@ -130,7 +158,7 @@ def _open(
         if not there:
             continue
         yield from _drawn(sight)
-        if pressed == 1:
+        if pressed == 1 and not editor.typed_into.match(text.line().text):
             return
         # A key that was thought lost may be in the text now: what it did is given up.
         pressed = 0
@@ -182,7 +210,7 @@ class _Text:
         sight, wraps = self._sight, self._editor.wraps
         frame = sight.frame()
         line = None if frame is None else sight.line_at_cursor(frame, wraps)
-        if frame is None or line is None or not sight.screen.cursor_shown:
+        if frame is None or line is None or not self._still:
             return None
         at = sight.cursor_in(line, frame, wraps)
         return line.text.ljust(at) if at >= len(line.text) else None
@@ -197,7 +225,11 @@ class _Text:
             at = self._sight.screen.y
             yield Press(self._editor.down * WINDOW)
             # At the text's end nothing moves.
-            if not (yield Until(lambda rows, row: (self._rows(), self._sight.screen.y) != (rows, row), ECHO, (before, at))):
+            if not (
+                yield Until(
+                    lambda rows, row: (self._rows(), self._sight.screen.y) != (rows, row), ECHO, (before, at)
+                )
+            ):
                 return False
         return False
 
@@ -223,9 +255,9 @@ class _Text:
             before = sight.within(frame)
             yield Press(editor.down * max(to - at, 1))
             if to > at:
-                moved = yield Until(lambda row: sight.screen.y == row, ECHO, (lines[to].row,))
+                moved = yield Until(lambda row: self._still and sight.screen.y == row, ECHO, (lines[to].row,))
             else:
-                moved = yield Until(lambda rows: self._rows() != rows, ECHO, (before,))
+                moved = yield Until(lambda rows: self._still and self._rows() != rows, ECHO, (before,))
             if not moved and self._rows() == before and (to == at or sight.screen.y == lines[at].row):
                 break
         raise GaveUp(
@@ -239,7 +271,12 @@ class _Text:
         return [] if frame is None else self._sight.within(frame)
 
     def _is_at(self, row: int) -> bool:
-        return (self._sight.screen.x, self._sight.screen.y) == (self._frame().left, row)
+        return self._still and (self._sight.screen.x, self._sight.screen.y) == (self._frame().left, row)
+
+    @property
+    def _still(self) -> bool:
+        """Whether nothing is being drawn, as far as that can be told."""
+        return self._sight.screen.cursor_shown
 
     def to_end(self) -> Dialogue:
         """Put the cursor behind the line's last character."""
@@ -259,7 +296,7 @@ class _Text:
                 return
             below = line.row + line.rows
             yield Press(editor.down)
-            if not (yield Until(lambda row: sight.screen.y >= row, ECHO, (below,))):
+            if not (yield Until(lambda row: self._still and sight.screen.y >= row, ECHO, (below,))):
                 raise GaveUp(
                     "the kernel's line goes on where the editor has none",
                     todo="look at it: `kbridge console`",
@@ -273,8 +310,14 @@ class _Text:
             # The blanks before it go, of which tabs would be in the way of reading lines that wrap.
             while (rest := self.line().text)[:1].isspace():
                 yield Press(editor.delete)
-                if not (yield Until(lambda than: len(self.line().text) < than, ECHO, (len(rest),))):
-                    raise GaveUp("the loader's editor does not obey the keys", "a blank could not be deleted")
+                if not (
+                    yield Until(lambda than: self._still and len(self.line().text) < than, ECHO, (len(rest),))
+                ):
+                    raise _Damaged(
+                        "the loader's editor does not obey the keys", "a blank could not be deleted"
+                    )
+            if rest != following.text.strip():
+                raise _Damaged("the kernel's line could not be made one", "keys came twice", "try again")
             gap = "" if rest == following.text or line.text[:-1].endswith(" ") else " "
             for keys, whole in (
                 (editor.erase, line.text + rest),
@@ -284,9 +327,24 @@ class _Text:
                 if keys:
                     yield Press(keys)
                 if not (yield Until(lambda text: self.line().text == text, ECHO, (whole.rstrip(),))):
-                    raise GaveUp("the kernel's line could not be made one", "keys were lost", "try again")
+                    raise _Damaged("the kernel's line could not be made one", "keys were lost", "try again")
             yield from self.to_end()
         raise GaveUp("the kernel's line has too many parts")
+
+    def draw_again(self) -> Dialogue:
+        """Have the line drawn twice more: what it is changed from must not be what a damaged byte made of it."""
+        shown = self._shown()
+        if shown is not None:
+            yield Press(b" ")
+            if (yield Until(self._is, ECHO, (f"{shown} ",))):
+                yield Press(self._editor.erase)
+                if (yield Until(self._is, ECHO, (shown,))):
+                    return
+        raise _Damaged(
+            "the kernel's line cannot be read",
+            "it is drawn otherwise each time",
+            "see whether bytes get lost on the line",
+        )
 
     def make(self, wanted: str) -> Dialogue:
         """Change the line's end so that it is ``wanted``, seen on the screen."""

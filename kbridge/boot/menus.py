@@ -40,7 +40,10 @@ def reach_menu(recipe: Recipe, sight: Sight) -> Dialogue:
 
 
 def choose(
-    recipe: Recipe, entry: str, sight: Sight, is_menu: Callable[[], Generator[Press | Until | Note, bool, bool]]
+    recipe: Recipe,
+    entry: str,
+    sight: Sight,
+    is_menu: Callable[[], Generator[Press | Until | Note, bool, bool]],
 ) -> Dialogue:
     """Choose an entry, which is left to be booted or edited; ``>`` goes into a menu of its own.
 

@@ -111,15 +111,21 @@ def ask(sign: str, text: str, sight: Sight) -> Generator[Press | Until | Note, b
 
 
 def _command_line(prompt: Prompt, sight: Sight) -> Generator[Press | Until | Note, bool, str]:
+    """Return the kernel's command line that is set, when it was printed the same way twice: no byte was damaged."""
     answer: list[str] = []
-    for _ in range(3):
+    before: str | None = None
+    for _ in range(MAX_REPAIRS):
         answer = yield from ask(prompt.sign, prompt.show, sight)
+        text = None
         for line in answer:
             found = prompt.shown.match(line)
             if found is not None:
-                return found[1].rstrip()
-            if prompt.unset.match(line):
-                return ""
+                text = found[1].rstrip()
+            elif prompt.unset.match(line):
+                text = ""
+        if text is not None and text == before:
+            return text
+        before = text
     raise GaveUp(
         "the boot loader's command line cannot be read", f"it answered {' / '.join(answer)!r}", "try again"
     )

@@ -44,6 +44,8 @@ class Editor:
     """Matches the kernel's line up to the first word of its command line."""
     other_menu: re.Pattern[str]
     """Matches a line that shows that the entry is a menu."""
+    typed_into: re.Pattern[str]
+    """Matches the first line where the key that opened the editor came twice."""
     wraps: str
     joins: str
     """What a line ends with that goes on in the next one, in the loader's own language."""
@@ -131,6 +133,7 @@ GRUB: Final = Recipe(
     editor=Editor(
         row=re.compile(r"\s*linux(?:16|efi)?\s+\S+(?:\s+|$)"),
         other_menu=re.compile(r"\s*(?:menuentry|submenu)\s"),
+        typed_into=re.compile(r"e+setparams "),
         wraps="\\",
         joins="\\",
         specials=re.compile(r"[\\$'\";&|<>{}#]"),
