@@ -1,8 +1,8 @@
 """Boot loaders and guests that are not there: what they draw for each key, and what they boot in the end.
 
 ``Grub`` draws as GRUB 2.06 does on a serial line (captures in ``data/console``): a key in its editor is a line drawn
-again, behind a cursor that is hidden meanwhile.  ``Guest`` is the kernel and the shell that a command line starts.  ``drive``
-runs ``kbridge.boot.control`` against them, in a time of its own.
+again, behind a cursor that is hidden meanwhile.  ``Guest`` is the kernel and the shell that a command line starts.
+``drive`` runs ``kbridge.boot.control`` against them, in a time of its own.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 from random import Random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from boot_lab import FOLDER
@@ -15,6 +15,9 @@ from loaders_lab import DEFAULT, FORCE, KERNEL, PLAIN, Grub, Guest, Run, UBoot, 
 from kbridge.boot.control import End, Machine, Reason, Way
 from kbridge.boot.states import State
 from kbridge.boot.wishes import StopAt, Wishes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 SINGLE = Wishes(single_user=True)
 WANTED = f"{PLAIN} single {FORCE}"
@@ -307,7 +310,7 @@ def test_silence_ends() -> None:
 
 def test_what_happens_to_machine_line_and_pen_ends_it() -> None:
     """Each in its words."""
-    for event, words in (
+    events: list[tuple[Callable[[Machine], None], str]] = [
         (lambda m: m.line_lost("unplugged", 1.0), "the line was lost"),
         (lambda m: m.machine_lost("gone", 1.0), "the machine is gone"),
         (lambda m: m.machine_off(1.0), "switched off"),
@@ -315,7 +318,8 @@ def test_what_happens_to_machine_line_and_pen_ends_it() -> None:
         (lambda m: m.not_sent("no line", 1.0), "keys could not be sent"),
         (lambda m: m.pen_taken("ben", 1.0), "ben took the pen"),
         (lambda m: m.not_reset("no", 1.0), "could not be reset"),
-    ):
+    ]
+    for event, words in events:
         machine = Machine(SINGLE, nonce="kb0001")
         machine.start(0.0)
         machine.restarted(0.5)

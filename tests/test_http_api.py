@@ -119,6 +119,7 @@ def valid_body(route_name: str) -> bytes:
     bodies = {
         "power": b'{"action": "pause"}',
         "break": b'{"sysrq": "h"}',
+        "boot": b'{"single_user": true}',
         "expect": b'{"script": "send \\"x\\""}',
     }
     return bodies.get(route_name, b"")
