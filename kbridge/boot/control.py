@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from enum import Enum, StrEnum, auto
 from typing import TYPE_CHECKING, Any, Final
 
-from kbridge.boot import editing, menus, prompts, shells
+from kbridge.boot import editing, menus, one_row, prompts, shells
 from kbridge.boot.dialogue import GaveUp, Note, Press, Until
 from kbridge.boot.recipes import PATIENCE, RECIPES, Editor
 from kbridge.boot.sight import Sight
@@ -59,7 +59,7 @@ MAX_SAID: Final = 1 << 18
 
 _GRUB_BEGINS: Final = b"\x1b[H\x1b[J\x1b[1;1H"
 """What GRUB sends when it takes the serial line, before it shows anything, or waits hidden."""
-_LOADER_BEGINS: Final = re.compile(r"BdsDxe: starting |Booting from |Welcome to GRUB!|GRUB loading")
+_LOADER_BEGINS: Final = re.compile(r"Booting from |Welcome to GRUB!|GRUB loading")
 """Lines after which firmware takes no keys any more: Escape would have opened its set-up."""
 
 _LOADERS: Final = frozenset({State.LOADER, State.COUNTDOWN, State.MENU, State.EDITOR, State.COMMAND})
@@ -456,7 +456,7 @@ class Machine:
         if wishes.edits and isinstance(recipe.editor, Editor):
             yield from editing.edit(recipe, wishes, sight, self._secrets, self._user)
         elif wishes.edits:
-            yield from editing.edit_one_line(recipe, wishes, sight)
+            yield from one_row.edit_one_row(recipe, wishes, sight)
         elif wishes.goal is not Goal.LOADER:
             yield Press(recipe.menu.open, "Enter", boots=True)
 

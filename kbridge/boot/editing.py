@@ -392,9 +392,3 @@ def _common(one: str, other: str) -> int:
     """Return how many characters two texts begin with that are the same."""
     pairs = zip(one, other, strict=False)
     return next((at for at, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
-
-
-def edit_one_line(recipe: Recipe, wishes: Wishes, sight: Sight) -> Dialogue:
-    """Change the chosen entry's command line in an editor of one row."""
-    raise GaveUp("not written")
-    yield Press(b"")

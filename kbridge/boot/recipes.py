@@ -3,8 +3,8 @@
 To add one: the words by which it is recognised are rules of ``states``; what it takes is a row here.  The three
 ways of talking that the rows fill in are ``editing``'s (an editor on the screen, one of a single row) and ``prompts``'.
 
-Keys are what GRUB's and UEFI's terminals take: control characters, which are one byte and cannot be cut apart, rather
-than escape sequences.
+Keys are control characters where a loader takes them, for they are one byte and cannot be cut apart, rather than escape
+sequences.
 """
 
 from __future__ import annotations
@@ -85,10 +85,9 @@ class Terminals:
 class LineEditor:
     """The command line of an entry, in one row that shows a part of it."""
 
-    home: bytes
+    margin: int
+    """Columns beside it, on both sides."""
     end: bytes
-    right: bytes
-    erase: bytes
     boot: bytes
     leave: bytes
 
@@ -160,8 +159,9 @@ GRUB: Final = Recipe(
 SYSTEMD_BOOT: Final = Recipe(
     "systemd-boot",
     wake=b" ",
-    menu=Menu(first=b"\x01", down=b"\x0e", open=ENTER, edit=b"e"),
-    editor=LineEditor(home=b"\x01", end=b"\x05", right=b"\x06", erase=b"\x08", boot=ENTER, leave=ESCAPE),
+    # UEFI gives no control keys to it: letters do for the menu, and its terminal's own End for the editor.
+    menu=Menu(first=b"k" * 20, down=b"j", open=ENTER, edit=b"e"),
+    editor=LineEditor(margin=1, end=b"\x1b[F", boot=ENTER, leave=ESCAPE),
 )
 
 U_BOOT: Final = Recipe(
