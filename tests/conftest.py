@@ -196,3 +196,36 @@ def shared_kgdb_guest(kgdb_built: str, tmp_path_factory: pytest.TempPathFactory)
 def kgdb_guest(kgdb_built: str, tmp_path: Path) -> Iterator[StartGuest]:
     """Starts guests with the kernel that has KGDB, lkdtm and the detectors; as `cloud_guest`."""
     yield from _factory(kgdb_built, tmp_path / "guest-errors.txt")
+
+
+@pytest.fixture(scope="session")
+def disk_built() -> str:
+    return _built("disk")
+
+
+@pytest.fixture(scope="session")
+def debian_built() -> str:
+    return _built("debian")
+
+
+@pytest.fixture(scope="session")
+def arm64_built() -> str:
+    return _built("arm64")
+
+
+@pytest.fixture
+def disk_guest(disk_built: str, tmp_path: Path) -> Iterator[StartGuest]:
+    """Starts guests that GRUB or U-Boot boots from a disk; as `cloud_guest`."""
+    yield from _factory(disk_built, tmp_path / "guest-errors.txt")
+
+
+@pytest.fixture
+def debian_guest(debian_built: str, tmp_path: Path) -> Iterator[StartGuest]:
+    """Starts guests with Debian and systemd on a disk; as `cloud_guest`."""
+    yield from _factory(debian_built, tmp_path / "guest-errors.txt")
+
+
+@pytest.fixture
+def arm64_guest(arm64_built: str, tmp_path: Path) -> Iterator[StartGuest]:
+    """Starts guests of another architecture that U-Boot boots from a disk; as `cloud_guest`."""
+    yield from _factory(arm64_built, tmp_path / "guest-errors.txt")
