@@ -142,6 +142,7 @@ EXAMPLES = [
         SYSTEM,
         "[\x1b[0;1;31mFAILED\x1b[0m] Failed to start \x1b[0;1;39msystemd-fsck@dev-sdb1.service\x1b[0m - Check.",
     ),
+    ("root-locked", SYSTEM, "Cannot open access to console, the root account is locked."),
     ("emergency-mode", SYSTEM, 'You are in emergency mode. After logging in, type "journalctl -xb" to view'),
     ("systemd-froze", SYSTEM, "[    5.123456] systemd[1]: Freezing execution."),
     ("no-memory-left", KERNEL, "[    0.123456] Kernel panic - not syncing: System is deadlocked on memory"),

@@ -252,6 +252,16 @@ SYMPTOMS: Final = (
         refuted_by=frozenset({State.LOGIN}),
     ),
     Symptom(
+        "root-locked",
+        Weight.WARNING,
+        "root is locked: rescue and emergency mode open no shell",
+        _any(r"Cannot open access to console, the root account is locked"),
+        (
+            "`kbridge boot GUEST --single-user` has systemd open one all the same (SYSTEMD_SULOGIN_FORCE=1)",
+            "boot with init=/bin/sh, which asks nobody",
+        ),
+    ),
+    Symptom(
         "systemd-froze",
         Weight.FATAL,
         "systemd stopped itself",

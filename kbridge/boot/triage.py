@@ -253,7 +253,8 @@ class Triage:
 
     def _change(self, change: Change) -> None:
         boot = self._boot
-        ran = any(each.state in _KERNEL_RAN for each, _ in boot.changes)
+        # GRUB asks for a name and a password too.
+        ran = any(each.state in _KERNEL_RAN and each.program != "GRUB" for each, _ in boot.changes)
         anew = ran and (self._found or boot.changes[-1][0].state is not change.state)
         if change.state in _FROM_THE_START and anew:
             self._begin("text", change.offset, self._when(change.offset))
