@@ -235,7 +235,8 @@ def _parser() -> argparse.ArgumentParser:
         help="download or compile guests, once",
         description="Makes guests in the cache (${XDG_CACHE_HOME:-~/.cache}/kbridge/guests); does nothing "
         "for one that is there in its newest version. cloud: Debian's own kernel, a download of 310 MB. kgdb: compiled "
-        "from Debian's linux-source, at most 8 minutes on 2 processors.",
+        "from Debian's linux-source, at most 8 minutes on 2 processors. disk, debian, arm64: disks that GRUB "
+        "and U-Boot boot.",
     )
     build.add_argument("name", nargs="?", default="all", choices=[*GUESTS, "all"], help="default: all")
 
