@@ -26,7 +26,7 @@ def test_emergency_mode_with_roots_password(debian_guest: StartGuest, tmp_path: 
     right, wrong = tmp_path / "right", tmp_path / "wrong"
     right.write_text("kbridge\n")
     wrong.write_text("guess\n")
-    with relay_of(debian_guest("--stopped", "--root", "password")) as relay:
+    with relay_of(debian_guest("--stopped", "--root", "password", "--firmware", "uboot")) as relay:
         refusal = refused(relay, "--emergency", "--secret", f"root={wrong}")
         assert "root's password is wrong" in refusal.errors
         assert "--init /bin/sh" in refusal.errors

@@ -6,7 +6,7 @@ import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
-from boot_real_lab import refused, relay_of
+from boot_real_lab import ask, brought, refused, relay_of
 from relay_lab import SECONDS, RelayProcess, wait_for
 
 if TYPE_CHECKING:
@@ -17,34 +17,34 @@ if TYPE_CHECKING:
 
 @pytest.mark.guest
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("menu", "why"),
-    [
-        ("none", "timeout=0"),
-        ("no-serial", "nothing of a boot loader came before the kernel's first line"),
-    ],
-)
-def test_a_loader_that_cannot_be_stopped_is_said_to_be_so(
-    menu: str, why: str, disk_guest: StartGuest
-) -> None:
-    with relay_of(disk_guest("--stopped", "--menu", menu)) as relay:
+def test_with_no_time_to_stop_it_the_debug_stub_is_another_way(disk_guest: StartGuest) -> None:
+    with relay_of(disk_guest("--stopped", "--menu", "none")) as relay:
         words = refused(relay, "--single-user", "--way", "loader").errors
         assert "the boot loader cannot be stopped over the serial line" in words
-        assert why in words
+        assert "timeout=0" in words
+        assert "GRUB_TIMEOUT" in words
+        run = brought(relay, "--single-user")
+        assert [entry["by_stub"] for entry in run.entries if entry["kind"] == "reset"] == [False, True]
+        assert " single" in ask(relay, "cat /proc/cmdline")
+
+
+@pytest.mark.guest
+@pytest.mark.slow
+def test_a_loader_that_is_not_on_the_serial_line_is_said_to_be_so(disk_guest: StartGuest) -> None:
+    with relay_of(disk_guest("--stopped", "--menu", "no-serial")) as relay:
+        words = refused(relay, "--single-user", "--way", "loader").errors
+        assert "the boot loader cannot be stopped over the serial line" in words
+        assert "nothing of a boot loader came before the kernel's first line" in words
         assert "GRUB_TERMINAL" in words
 
 
 @pytest.mark.guest
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("menu", "words"),
-    [("panic", "root"), ("no-init", "init")],
-)
-def test_a_kernel_that_panics_is_an_end(menu: str, words: str, disk_guest: StartGuest) -> None:
-    with relay_of(disk_guest("--stopped", "--menu", menu)) as relay:
-        run = refused(relay, "--append", "kbridge.test=1")
+def test_a_kernel_that_panics_at_once_is_an_end(disk_guest: StartGuest) -> None:
+    with relay_of(disk_guest("--stopped", "--menu", "panic")) as relay:
+        run = refused(relay, "--single-user")
         assert "the kernel panicked" in run.errors
-        assert words in run.end["why"]
+        assert "root" in run.end["why"]
         assert run.states[-1] == ("panic", "Linux"), run.told()
 
 

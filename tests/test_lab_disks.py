@@ -43,7 +43,7 @@ def test_each_menu_is_what_it_says() -> None:
         ENTRIES
     )
     assert len(entries_of(MENUS["long"].text(ENTRIES))[0][1]) > 160
-    assert "\tlinux\t/boot/k \\\n\t\troot=/dev/vda1 \\\n\t\tro\n" in MENUS["continued"].text(ENTRIES)
+    assert "\tlinux\t/boot/k \\\n\t\troot=/dev/vda1 \\\n\t\tro \\\n" in MENUS["continued"].text(ENTRIES)
     assert MENUS["panic"].text(ENTRIES).index("menuentry 'Two'") < MENUS["panic"].text(ENTRIES).index(
         "initrd\t"
     )

@@ -49,8 +49,9 @@ GUESTS = {
     ),
     debianguest.NAME: Guest(
         debianguest.build,
-        firmware=(firmware.BIOS, firmware.EFI),
+        firmware=(firmware.BIOS, firmware.EFI, firmware.UBOOT),
         entries=debianguest.ENTRIES,
+        script=lambda words: uboot.script("x86", (*debianguest.WORDS, *words)),
         memory=debianguest.MEMORY,
         processors=1,
     ),

@@ -45,10 +45,10 @@ _KEPT: Final = (
 _EARLY: Final = Path(__file__).with_name("debian-early.sh")
 _LATE: Final = Path(__file__).with_name("debian-late.sh")
 _MEGABYTES: Final = 320
-_WORDS: Final = ("root=/dev/vda1", "ro", "console=ttyS0,115200")
+WORDS: Final = ("root=/dev/vda1", "ro", "console=ttyS0,115200")
 ENTRIES: Final = (
-    menus.Entry("Debian GNU/Linux", "/boot/vmlinuz", "/boot/initrd.img", _WORDS),
-    menus.Entry("Debian GNU/Linux, with dracut", "/boot/vmlinuz", "/boot/initrd-dracut.img", _WORDS),
+    menus.Entry("Debian GNU/Linux", "/boot/vmlinuz", "/boot/initrd.img", WORDS),
+    menus.Entry("Debian GNU/Linux, with dracut", "/boot/vmlinuz", "/boot/initrd-dracut.img", WORDS),
 )
 
 

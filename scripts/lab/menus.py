@@ -95,7 +95,7 @@ MENUS: Final = {
     ),
     "password": Menu(f"user {USER}, password {PASSWORD}, to edit an entry", password=True),
     "long": Menu("a command line that is longer than the screen is wide", more_words=(_LONG,)),
-    "continued": Menu("a command line continued over several lines", joint=" \\\n\t\t"),
+    "continued": Menu("the same, continued over several lines", more_words=(_LONG,), joint=" \\\n\t\t"),
     "panic": Menu("a default entry without an initramfs: no root, a panic", with_initrd=False),
     "no-init": Menu("a default entry whose init is missing: a panic", more_words=("init=/sbin/nothing",)),
 }
