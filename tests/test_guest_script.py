@@ -122,7 +122,7 @@ def test_an_empty_cache_is_listed_and_told_what_to_do(tmp_path: Path) -> None:
     assert done.returncode == 0
     assert "cloud  not built yet: scripts/guest build cloud\n" in done.stdout
     rows = json.loads(guest("list", "--json", XDG_CACHE_HOME=str(tmp_path)).stdout)
-    assert rows == [{"name": name, "built": False} for name in ("cloud", "kgdb", "disk", "arm64")]
+    assert rows == [{"name": name, "built": False} for name in ("cloud", "kgdb", "disk", "debian", "arm64")]
 
     done = guest("run", "kgdb", XDG_CACHE_HOME=str(tmp_path))
     assert (done.returncode, done.stdout) == (1, "")
