@@ -40,4 +40,6 @@ done
 
 ln -s "vmlinuz-$release" "$root/boot/vmlinuz"
 ln -s "initrd.img-$release" "$root/boot/initrd.img"
+# Backups; one of them is a file that not even its owner may read, and whoever is not root cannot put it on a disk.
+rm -f "$root"/etc/*-
 rm -rf "$root"/var/cache/apt/* "$root"/var/lib/apt/lists/* "$root"/usr/share/i18n
