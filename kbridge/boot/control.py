@@ -303,6 +303,10 @@ class Machine:
         """Note that the machine could not be reset."""
         self._fail(now, "the machine could not be reset", words)
 
+    def not_changed(self, words: str, now: float) -> None:
+        """Note that the debug stub could not change the command line."""
+        self._fail(now, f"no kernel was started that has the wished command line {self._where()}", words)
+
     def receive(self, data: bytes, now: float) -> None:
         """Take bytes of the console."""
         if self._phase is _Phase.ENDED or not data:

@@ -16,9 +16,10 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final, assert_never
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
 
+from kbridge.boot.by_stub import change_command_line, why_not
 from kbridge.boot.control import Entry, Keys, Machine, Reset, Way
 from kbridge.console.readers import Cursor, Gap
 from kbridge.console.timeline import time_text
@@ -43,6 +44,8 @@ PIECE_BYTES: Final = 512
 """What a screen takes about as long for as a turn."""
 TURN_SECONDS: Final = 0.005
 GONE: Final = "who ran it is gone"
+BY_STUB_SECONDS: Final = 600.0
+"""For firmware and boot loader, when the debug stub waits for the kernel; the states have deadlines of their own."""
 
 _STOPS: Final = {
     "panic": "its kernel reported a panic to the hypervisor",
@@ -79,6 +82,9 @@ class BootRun:
         self._alive = alive
         self._way = way
         self._reset = reset
+        self._patience = patience
+        self._changing: Deferred[Any] | None = None
+        """What changes the command line by the debug stub."""
         self._machine = Machine(
             wishes,
             nonce=f"kb{random.token_hex(3)}",
@@ -168,7 +174,14 @@ class BootRun:
 
     def _possible(self) -> Way:
         """Return which way there is; raises ``GuestError`` where the wanted one is none."""
-        return Way.LOADER
+        why = why_not(self._guest) if self._reset else "somebody else restarts the machine"
+        if self._way is Way.STUB and why:
+            raise GuestError(
+                f"the command line of {self._guest.name} cannot be changed by its debug stub",
+                why=why,
+                todo="leave it to the boot loader: --way loader",
+            )
+        return Way.LOADER if why else self._way
 
     def _wished(self) -> dict[str, Any]:
         wishes = self._wishes
@@ -330,10 +343,38 @@ class BootRun:
             self._machine.not_sent(str(error), self._now())
 
     def _start_anew(self, *, by_stub: bool) -> None:
-        assert not by_stub
+        if by_stub:
+            self._change_by_stub()
+            return
         done: Deferred[None] = Deferred.fromCoroutine(self._guest.power("cycle", self._by))
         done.addErrback(self._not_reset)
         done.addErrback(lambda failure: self._log.failure("a bug in a boot's reset", failure))
+
+    def _change_by_stub(self) -> None:
+        machine = self._guest.machine
+        assert machine is not None
+        if machine.state.detail == "prelaunch":
+            # It was reset already, as it were: nobody will say so.
+            self._later(self._machine.restarted)
+        changing = Deferred.fromCoroutine(
+            change_command_line(
+                self._guest,
+                self._wishes.new_command_line,
+                by=self._by,
+                seconds=BY_STUB_SECONDS * self._patience,
+                said=self._line_said,
+            )
+        )
+        self._changing = changing
+        changing.addErrback(self._not_changed)
+        changing.addErrback(lambda failure: self._log.failure("a bug in a boot by the debug stub", failure))
+
+    def _not_changed(self, failure: Failure) -> None:
+        if failure.check(CancelledError):
+            return
+        failure.trap(KbridgeError)
+        self._machine.not_changed(str(failure.value), self._now())
+        self._pump()
 
     def _not_reset(self, failure: Failure) -> None:
         failure.trap(KbridgeError)
@@ -370,6 +411,8 @@ class BootRun:
         for stop in self._stops:
             stop()
         self._stops = []
+        if self._changing is not None:
+            self._changing.cancel()
         self._finished = True
         self._due.clear()
         # A guest that is let go closes its line before its record: the run has ended then.
