@@ -462,11 +462,13 @@ def drive(
     typed: Callable[[bytes], bytes] = bytes,
     pieces: Callable[[bytes], list[bytes]] = lambda data: [data],
     most_seconds: float = 5000.0,
+    catches: bool = True,
     **options: Any,
 ) -> Run:
     """Run it to its end.
 
-    ``arrives`` and ``typed`` say what becomes of bytes on the line, ``pieces`` how they are read.
+    ``arrives`` and ``typed`` say what becomes of bytes on the line, ``pieces`` how they are read; ``catches`` whether
+    the debug stub sees the kernel begin.
     """
     machine = Machine(wishes, nonce="kb0001", **options)
     now = 0.0
@@ -481,8 +483,10 @@ def drive(
                     keys += data
                     for char in typed(data).decode("latin-1"):
                         out += loader.key(char, now)
-                case Reset():
+                case Reset(by_stub):
                     machine.restarted(now)
+                    if by_stub and catches:
+                        machine.caught()
                     out = loader.reset(now)
                 case Entry():
                     entries.append(effect)

@@ -259,6 +259,10 @@ def test_the_stub_is_another_way(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loader.guest, "boot", boot)
     assert done(drive(loader, SINGLE, way=Way.AUTO))
     assert loader.guest.booted == [f"{PLAIN} quiet", WANTED]
+    # A kernel that it did not see begin has another command line, whatever shell there is.
+    loader.resets = 1
+    missed = drive(loader, SINGLE, way=Way.STUB, catches=False)
+    assert failed(missed, "another command line than the wished one", "did not see its kernel begin")
     # It cannot choose an entry.
     assert failed(drive(Grub(timeout=0), Wishes(entry="2", append="x"), way=Way.AUTO), "cannot be stopped")
 

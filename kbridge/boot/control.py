@@ -183,6 +183,8 @@ class Machine:
         self._patience = patience
         self._reset = reset
         self._by_stub = way is Way.STUB
+        self._is_caught = False
+        """Whether the debug stub has caught the kernel."""
         self._may_by_stub = way is Way.AUTO and reset and wishes.edits and not wishes.entry
         self._pace = pace
         self._guest = guest
@@ -302,6 +304,10 @@ class Machine:
     def not_reset(self, words: str, now: float) -> None:
         """Note that the machine could not be reset."""
         self._fail(now, "the machine could not be reset", words)
+
+    def caught(self) -> None:
+        """Note that the debug stub has a kernel before it, whose command line it changes."""
+        self._is_caught = True
 
     def not_changed(self, words: str, now: float) -> None:
         """Note that the debug stub could not change the command line."""
@@ -784,6 +790,14 @@ class Machine:
         self._effects.append(entry)
 
     def _done(self, now: float, what: str) -> None:
+        if self._by_stub and self._wishes.edits and not self._is_caught:
+            self._fail(
+                now,
+                "the kernel has another command line than the wished one",
+                f"{what}, and the debug stub did not see its kernel begin",
+                "try again, or leave it to the boot loader: --way loader",
+            )
+            return
         self._end(Outcome(End.DONE, what), now)
 
     def _failed(

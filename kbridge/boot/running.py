@@ -359,7 +359,7 @@ class BootRun:
         changing = Deferred.fromCoroutine(
             change_command_line(
                 self._guest,
-                self._wishes.new_command_line,
+                self._caught,
                 by=self._by,
                 seconds=BY_STUB_SECONDS * self._patience,
                 said=self._line_said,
@@ -368,6 +368,10 @@ class BootRun:
         self._changing = changing
         changing.addErrback(self._not_changed)
         changing.addErrback(lambda failure: self._log.failure("a bug in a boot by the debug stub", failure))
+
+    def _caught(self, old: str) -> str:
+        self._machine.caught()
+        return self._wishes.new_command_line(old)
 
     def _not_changed(self, failure: Failure) -> None:
         if failure.check(CancelledError):
