@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 from boot_by_stub_lab import RelayCase, reached
@@ -18,8 +18,16 @@ from twisted.internet.defer import Deferred
 
 from gdbstubs.target import Breakpoint, BreakpointKind, Halted
 from kbridge.boot.by_stub import why_not
+from kbridge.boot.control import Way
+from kbridge.boot.running import BootRun
+from kbridge.boot.wishes import Wishes
+from kbridge.errors import GuestError
 from kbridge.rsp_client import RspClient, connect
 from kbridge.transports.endpoints import Unix
+from kbridge.transports.lines import LineState
+
+if TYPE_CHECKING:
+    from kbridge.guest import Guest
 
 
 @pytest.mark.guest
@@ -212,6 +220,36 @@ class WithoutAKernel(RelayCase):
         assert "took control" in await running
         await other.close()
         self.left_alone(guest)
+
+    def booting(self, guest: Guest, way: Way) -> BootRun:
+        run = BootRun(guest, Wishes(single_user=True), by="ann", alive=lambda: True, way=way)
+        run.start()
+        return run
+
+    async def with_console(self) -> Guest:
+        line = f"unix:{self.dir}/line"
+        guest = await self.serve(f'{self.start("-serial", f"{line},server=on,wait=off")}console = "{line}"\n')
+        await self.until(lambda: guest.line is not None and guest.line.state is LineState.OPEN, "the line")
+        return guest
+
+    async def test_a_boot_that_is_cancelled_leaves_nothing_in_the_guest(self) -> None:
+        guest = await self.with_console()
+        run = self.booting(guest, Way.STUB)
+        await self.until(lambda: guest.relay is not None and guest.relay.breakpoints, "its breakpoints")
+        run.cancel("enough")
+        await self.until(lambda: guest.relay is not None and not guest.relay.sessions, "its session's end")
+        await self.until(lambda: guest.state == "running", "the guest")
+        self.left_alone(guest)
+        assert guest.pen.holder is None
+
+    async def test_a_boot_by_the_stub_is_refused_where_somebody_debugs(self) -> None:
+        guest = await self.with_console()
+        anna = await connect(reactor, Unix(str(guest.runtime / "gdb")))
+        with pytest.raises(
+            GuestError, match=r"cannot be changed by its debug stub: .* controls it; .*--way loader"
+        ):
+            self.booting(guest, Way.STUB)
+        await anna.close()
 
     async def test_guests_that_lack_what_it_takes_are_refused(self) -> None:
         guest = await self.serve("")

@@ -1,11 +1,12 @@
 """`kbridge boot --single-user` against the same boot with its command line preset and the loader's time-out at 0.
 
-    .venv/bin/python scripts/bench/boot_overhead.py [--quick] [--firmware bios|efi|uboot]
+    .venv/bin/python scripts/bench/boot_overhead.py [--quick] [--firmware bios|efi|uboot] [--by-stub]
 
 Preset: the machine is reset by its monitor and a plain reader of its console waits until the root shell answers.  Ours:
-the whole command, from its start to its end, which comes when the shell answered; the loader counts 5 s down.  The same
-disk, in pairs, each in turn first.  The figure is the median of the differences.  Needs the `disk` guest
-(`scripts/guest build disk`).  U-Boot's time-out is its own, of 2 s, in both.
+the whole command, from its start to its end, which comes when the shell answered; the loader counts 5 s down, or with
+--by-stub waits for nobody, and the debug stub changes the command line.  The same disk, in pairs, each in turn first.
+The figure is the median of the differences.  Needs the `disk` guest (`scripts/guest build disk`).  U-Boot's time-out
+is its own, of 2 s, in both.
 """
 
 from __future__ import annotations
@@ -66,10 +67,11 @@ def preset(console: socket.socket, monitor: Any) -> float:
     return time.perf_counter() - begin
 
 
-def ours(config: Path) -> float:
+def ours(config: Path, way: str) -> float:
     """Boot by kbridge; return the seconds that the command takes."""
     begin = time.perf_counter()
     command = [KBRIDGE, "boot", "--config", str(config), "vm", "--single-user", "--no-console"]
+    command += ["--way", way]
     done = subprocess.run(
         command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=BOOT_SECONDS, check=False
     )
@@ -106,6 +108,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="fewer pairs, for a first look")
     parser.add_argument("--firmware", default="bios", choices=["bios", "efi", "uboot"])
+    parser.add_argument("--by-stub", action="store_true", help="by the debug stub instead of the boot loader")
     options = parser.parse_args()
     pairs = 3 if options.quick else 11
     folder = Path(tempfile.mkdtemp(prefix="kb-boot-"))
@@ -113,7 +116,8 @@ def main() -> None:
         stack.callback(shutil.rmtree, folder)
         firmware = ("--firmware", options.firmware)
         plain = guest(stack, *firmware, "--menu", "none", "--append", WORDS)
-        config = relay(stack, folder, guest(stack, *firmware))
+        menu = ("--menu", "none") if options.by_stub else ()
+        config = relay(stack, folder, guest(stack, *firmware, *menu))
         console = stack.enter_context(socket.socket(socket.AF_UNIX))
         console.connect(plain["console"].removeprefix("unix:"))
         connection = stack.enter_context(socket.socket(socket.AF_UNIX))
@@ -125,7 +129,10 @@ def main() -> None:
         monitor.readline()
         took: dict[str, list[float]] = {"preset": [], "kbridge boot": []}
         for number in range(pairs):
-            ways = {"preset": lambda: preset(console, monitor), "kbridge boot": lambda: ours(config)}
+            ways = {
+                "preset": lambda: preset(console, monitor),
+                "kbridge boot": lambda: ours(config, "stub" if options.by_stub else "loader"),
+            }
             for name in list(ways)[:: 1 if number % 2 else -1]:
                 took[name].append(ways[name]())
     more = [one - two for one, two in zip(took["kbridge boot"], took["preset"], strict=True)]
