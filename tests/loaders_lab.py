@@ -40,6 +40,8 @@ class Guest:
     login: str = "web1 login: "
     asks: str = ""
     """Root's password, which sulogin asks for."""
+    flushes: int = 0
+    """How many answers sulogin throws away."""
     deaf: int = 0
     """How many lines a shell throws away before it reads."""
     typed: str = ""
@@ -81,6 +83,10 @@ class Guest:
             self.typed += char
             return char if self.at == "shell" else ""
         typed, self.typed = self.typed, ""
+        if self.at == "sulogin" and self.flushes:
+            # What came before it was ready is gone, and not even a line's end shows.
+            self.flushes -= 1
+            return ""
         if self.at == "sulogin":
             if typed != self.asks:
                 return f"\r\nLogin incorrect\r\n\r\n{SULOGIN}"

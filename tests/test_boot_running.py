@@ -1,4 +1,4 @@
-"""A boot in the relay, with a clock of its own: the pen, the time line, the machine's monitor, and what is left at the end."""
+"""A boot in the relay, with a clock of its own: pen, time line, the machine's monitor, and what is left at the end."""
 
 from __future__ import annotations
 

@@ -816,7 +816,7 @@ class Machine:
             symptom, line = cause
             why = "; ".join(part for part in (why, f"{symptom.what} ({quoted(line[:MAX_EVIDENCE])})") if part)
             todo = todo or symptom.cures[0].replace("GUEST", self._guest)
-        elif self._error and not why:
+        elif self._error and not why and self.state not in _BEHIND:
             why = quoted(self._error[:MAX_EVIDENCE])
         self._fail(
             now, what, why, todo or f"`kbridge triage {self._guest}` says more", reason=reason, asks=asks

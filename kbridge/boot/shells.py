@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from kbridge.boot.dialogue import Dialogue
     from kbridge.boot.sight import Sight
 
+MAX_ANSWERS: Final = 4
 _ENTER_ONLY: Final = "Press Enter for maintenance"
 _GIVE_ROOTS: Final = "Give root password for "
 
@@ -40,8 +41,7 @@ def log_in(sight: Sight, secrets: Mapping[str, str]) -> Dialogue:
         _GIVE_ROOTS,
     )
     if _ENTER_ONLY in asks:
-        yield Press(ENTER, "Enter")
-        yield Until(lambda: sight.state is not State.LOGIN or sight.prompted, PASSWORD)
+        yield from _answer_with(sight, Press(ENTER, "Enter"))
         return
     password = secrets.get(ROOT)
     if password is None:
@@ -51,19 +51,38 @@ def log_in(sight: Sight, secrets: Mapping[str, str]) -> Dialogue:
             "give --secret root=FILE, type it at `kbridge console`, or boot with --init /bin/sh, which asks nobody",
             asks=ROOT,
         )
-    mark = sight.mark()
+    yield from _answer_with(sight, Press(password.encode("utf-8", "surrogateescape") + ENTER, MASK))
 
-    def refused() -> bool:
-        return any("incorrect" in line.lower() for line in sight.since(mark))
 
-    yield Press(password.encode("utf-8", "surrogateescape") + ENTER, MASK)
-    yield Until(lambda: refused() or sight.state is not State.LOGIN or sight.prompted, PASSWORD)
-    if refused():
-        raise GaveUp(
-            "root's password is wrong",
-            "sulogin says so",
-            "give another: --secret root=FILE; or boot with --init /bin/sh, which asks nobody",
-        )
+def _answer_with(sight: Sight, press: Press) -> Dialogue:
+    """Answer sulogin; again where it threw the answer away, as it does with what comes before it is ready."""
+    for _ in range(MAX_ANSWERS):
+        mark = sight.mark()
+        yield press
+        # Enter leaves the prompt's row, whatever is thought of what stands before it.
+        if not (yield Until(_has_moved, ECHO, (sight, mark))):
+            continue
+        yield Until(lambda *of: _is_refused(*of) or _is_in(sight), PASSWORD, (sight, mark))
+        if _is_refused(sight, mark):
+            raise GaveUp(
+                "root's password is wrong",
+                "sulogin says so",
+                "give another: --secret root=FILE; or boot with --init /bin/sh, which asks nobody",
+            )
+        if _is_in(sight):
+            return
+
+
+def _has_moved(sight: Sight, mark: int) -> bool:
+    return sight.mark() > mark or _is_in(sight)
+
+
+def _is_in(sight: Sight) -> bool:
+    return sight.state is not State.LOGIN or sight.prompted
+
+
+def _is_refused(sight: Sight, mark: int) -> bool:
+    return any("incorrect" in line.lower() for line in sight.since(mark))
 
 
 def probe(sight: Sight, nonce: str, *, stale: bool) -> Dialogue:
