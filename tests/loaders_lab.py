@@ -446,6 +446,109 @@ class UBoot:
         return self._boot() if typed == "boot" else f"\r\nUnknown command '{typed}'\r\n=> "
 
 
+class SystemdBoot:
+    """systemd-boot on UEFI's serial console, which takes an Escape for one when nothing follows it for 2 s."""
+
+    FIRST = 24
+    SHOWN = 77
+
+    def __init__(
+        self, guest: Guest | None = None, *, entries: dict[str, str] | None = None, timeout: float = 5
+    ) -> None:
+        self.guest = guest or Guest()
+        self.entries = entries or {"Small Linux": f"{PLAIN} quiet", "Small Linux rescue": f"{PLAIN} rescue"}
+        self.timeout = timeout
+        self.due: float | None = None
+        self.resets = 0
+
+    def reset(self, now: float) -> str:
+        self.resets += 1
+        self.chosen = 0
+        self.mode = "menu"
+        self.escape = ""
+        self.text = ""
+        self.at = self.first = 0
+        self.due = now + self.timeout
+        head = 'BdsDxe: starting Boot0001 "UEFI Misc Device" from PciRoot(0x0)/Pci(0x1,0x0)\r\n\x1b[2J\x1b[01;01H'
+        return head + self._menu() + f"\x1b[28;01H{f'Boot in {self.timeout} s.':^79}"
+
+    def tick(self, now: float) -> str:
+        if self.due is None or now < self.due:
+            return ""
+        self.due = None
+        if self.escape:
+            self.escape = ""
+            return self._close() if self.mode == "editor" else ""
+        return self._boot(list(self.entries.values())[self.chosen])
+
+    def _boot(self, words: str) -> str:
+        self.mode = "booted"
+        return "\x1b[2J\x1b[01;01HEFI stub: Loaded initrd\r\n" + self.guest.boot(words)
+
+    def _menu(self) -> str:
+        titles = [*self.entries, "Reboot Into Firmware Interface"]
+        colours = {True: "\x1b[30m\x1b[47m", False: "\x1b[37m\x1b[40m"}
+        return "".join(
+            f"\x1b[{self.FIRST + n};23H\x1b[0m{colours[n == self.chosen]}{title:^36}\x1b[0m{colours[False]}"
+            for n, title in enumerate(titles)
+        )
+
+    def _close(self) -> str:
+        self.mode = "menu"
+        return "\x1b[28;01H\x1b[0m\x1b[37m\x1b[40m" + " " * 79
+
+    def _row(self) -> str:
+        if self.at < self.first:
+            self.first = self.at
+        self.first = max(self.first, self.at - self.SHOWN)
+        shown = self.text[self.first : self.first + self.SHOWN + 1]
+        return f"\x1b[28;02H\x1b[0m\x1b[30m\x1b[47m{shown:78}\x1b[28;{2 + self.at - self.first:02}H"
+
+    def key(self, char: str, now: float) -> str:
+        if self.mode == "booted":
+            return self.guest.key(char)
+        self.due = None
+        if char == "\x1b":
+            self.escape, self.due = char, now + 2
+            return ""
+        if self.escape:
+            self.escape += char
+            if self.escape == "\x1b[":
+                return ""
+            done, self.escape = self.escape, ""
+            if done == "\x1b[F" and self.mode == "editor":
+                self.at = len(self.text)
+                return self._row()
+            return ""
+        gone = "\x1b[28;01H" + " " * 79 if self.mode == "menu" else ""
+        return gone + (self._menu_key(char) if self.mode == "menu" else self._editor_key(char))
+
+    def _menu_key(self, char: str) -> str:
+        match char:
+            case "j":
+                self.chosen = min(self.chosen + 1, len(self.entries))
+            case "k":
+                self.chosen = max(self.chosen - 1, 0)
+            case "\r":
+                return self._boot(list(self.entries.values())[self.chosen])
+            case "e":
+                self.mode = "editor"
+                self.text = list(self.entries.values())[self.chosen]
+                self.at = self.first = 0
+                return self._row()
+            case _:
+                return ""
+        return self._menu()
+
+    def _editor_key(self, char: str) -> str:
+        if char == "\r":
+            return self._boot(self.text)
+        if char.isprintable():
+            self.text = self.text[: self.at] + char + self.text[self.at :]
+            self.at += 1
+        return self._row()
+
+
 @dataclass
 class Run:
     """What became of it."""

@@ -10,9 +10,9 @@ import pytest
 from boot_lab import FOLDER
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from loaders_lab import DEFAULT, FORCE, KERNEL, PLAIN, Grub, Guest, Run, UBoot, drive
+from loaders_lab import DEFAULT, FORCE, KERNEL, PLAIN, Grub, Guest, Run, SystemdBoot, UBoot, drive
 
-from kbridge.boot.control import End, Machine, Reason, Way
+from kbridge.boot.control import End, Keys, Machine, Reason, Way
 from kbridge.boot.states import State
 from kbridge.boot.wishes import StopAt, Wishes
 
@@ -165,12 +165,43 @@ def test_u_boot_is_stopped_and_its_preset_kept() -> None:
         assert loader.guest.booted == [wanted]
 
 
-@pytest.mark.parametrize("loader", [Grub(), Grub(timeout=-1), UBoot()])
+@pytest.mark.parametrize("old", ["ro quiet", "", "ro ", LONG, f"{LONG} ", "x" * 77, "x" * 78, "x" * 200])
+def test_systemd_boot_has_words_added(old: str) -> None:
+    """In its one row, which shows a part; what is there stays."""
+    loader = SystemdBoot(entries={"x": old})
+    assert done(drive(loader, SINGLE))
+    assert loader.guest.booted[0].split() == [*old.split(), "single", FORCE]
+    assert done(drive(chosen := SystemdBoot(), Wishes(entry="rescue", append="debug")))
+    assert chosen.guest.booted == [f"{PLAIN} rescue debug"]
+    assert done(drive(chosen := SystemdBoot(), Wishes(entry="2")))
+    assert chosen.guest.booted == [f"{PLAIN} rescue"]
+
+
+@pytest.mark.parametrize("loader", [Grub(), Grub(timeout=-1), UBoot(), SystemdBoot()])
 def test_a_loader_can_be_what_is_wished(loader: Any) -> None:
     """It waits, and nothing is booted."""
     assert done(drive(loader, Wishes(stop_at=StopAt.LOADER)))
     loader.tick(1000.0)
     assert not loader.guest.booted
+
+
+def test_the_firmware_can_be_what_is_wished() -> None:
+    """Where it has a set-up or a command line on the line; elsewhere that is said."""
+    wish = Wishes(stop_at=StopAt.FIRMWARE)
+    assert done(drive(UBoot(), wish))
+    assert failed(drive(Grub(), wish), "the firmware cannot be stopped", "GRUB came")
+    machine = Machine(wish, nonce="kb0001")
+    machine.start(0.0)
+    machine.restarted(0.0)
+    machine.receive(b"\x1b[2J\x1b[01;01H\x1b[=3h", 1.0)
+    assert b"".join(effect.data for effect in machine.effects() if isinstance(effect, Keys)) == b"\x1b"
+    machine.receive(b'BdsDxe: loading Boot0000 "UiApp" from Fv(7)\r\n', 2.0)
+    assert machine.deadline is not None
+    machine.tick(3.0)
+    assert not [effect for effect in machine.effects() if isinstance(effect, Keys)]
+    machine.receive(b"\x1b[2J\x1b[11;01H > Boot Maintenance Manager", 4.0)
+    assert machine.outcome is not None
+    assert machine.outcome.what == "the firmware's set-up waits"
 
 
 def test_the_kernel_can_be_what_is_wished() -> None:
@@ -205,7 +236,9 @@ def test_roots_password() -> None:
     assert "hunter2" not in repr(run.entries)
     assert done(drive(Grub(Guest(asks="hunter2", flushes=2)), SINGLE, secrets={"root": "hunter2"}))
     wrong = {"root": "x"}
-    assert failed(drive(Grub(Guest(asks="hunter2", flushes=1)), SINGLE, secrets=wrong), "root's password is wrong")
+    assert failed(
+        drive(Grub(Guest(asks="hunter2", flushes=1)), SINGLE, secrets=wrong), "root's password is wrong"
+    )
     run = drive(Grub(Guest(asks="hunter2")), SINGLE)
     assert failed(run, "root's password is asked for")
     assert (run.outcome.reason, run.outcome.asks) == (Reason.ASKED, "root")
@@ -366,6 +399,8 @@ LOADERS = st.sampled_from(
         lambda: Grub(password=("root", "p")),
         UBoot,
         lambda: UBoot(bootargs=LONG),
+        SystemdBoot,
+        lambda: SystemdBoot(entries={"x": LONG}),
     ]
 )
 
@@ -378,6 +413,8 @@ def wanted(loader: Any) -> str:
     """What may be booted."""
     if isinstance(loader, UBoot):
         return SINGLE.new_command_line(loader.preset)
+    if isinstance(loader, SystemdBoot):
+        return " ".join([*next(iter(loader.entries.values())).split(), "single", FORCE])
     entry = next(iter(loader.all.values()))
     line = next(line for line in "\n".join(entry).replace("\\\n", "").split("\n") if line.startswith("linux"))
     return SINGLE.new_command_line(" ".join(line.split()[2:]))
@@ -430,7 +467,7 @@ def test_a_bad_line_boots_nothing_that_was_not_wished(
         if "single" in booted:
             assert booted == wanted(loader)
         else:
-            assert own is None or booted == own
+            assert own is None or booted == own, "what is booted by itself is its own"
 
 
 @settings(max_examples=60, deadline=None)

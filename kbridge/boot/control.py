@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from kbridge.boot import editing, menus, one_row, prompts, shells
 from kbridge.boot.dialogue import GaveUp, Note, Press, Until
-from kbridge.boot.recipes import PATIENCE, RECIPES, Editor
+from kbridge.boot.recipes import ESCAPE, PATIENCE, RECIPES, Editor
 from kbridge.boot.sight import Sight
 from kbridge.boot.states import State
 from kbridge.boot.symptoms import Weight
@@ -59,6 +59,12 @@ MAX_SAID: Final = 1 << 18
 
 _GRUB_BEGINS: Final = b"\x1b[H\x1b[J\x1b[1;1H"
 """What GRUB sends when it takes the serial line, before it shows anything, or waits hidden."""
+_UEFI_BEGINS: Final = b"\x1b[=3h"
+"""What EDK II's serial terminal sends when it is set up, before it takes keys for the set-up."""
+_FIRMWARES: Final = {"EFI shell": ESCAPE, "U-Boot": b" "}
+"""Firmware with a command line, and the key that stops its countdown."""
+_SET_UP: Final = "Boot Maintenance Manager"
+"""On the first screen of EDK II's set-up."""
 _LOADER_BEGINS: Final = re.compile(r"Booting from |Welcome to GRUB!|GRUB loading")
 """Lines after which firmware takes no keys any more: Escape would have opened its set-up."""
 
@@ -323,7 +329,7 @@ class Machine:
             return
         if self._phase is _Phase.BEFORE and not self._may_wake:
             found = self._tail + data
-            self._may_wake = _GRUB_BEGINS in found
+            self._may_wake = (_UEFI_BEGINS if self._wishes.goal is Goal.FIRMWARE else _GRUB_BEGINS) in found
             self._tail = found[-len(_GRUB_BEGINS) :]
         if len(self._said) < MAX_SAID:
             self._said += data
@@ -384,7 +390,10 @@ class Machine:
 
     def _line(self, body: str, believed: bool) -> None:
         if _LOADER_BEGINS.match(body):
-            self._may_wake = True
+            self._may_wake = self._wishes.goal is not Goal.FIRMWARE
+        elif self._wishes.goal is Goal.FIRMWARE and body.startswith("BdsDxe: loading "):
+            # It has seen the key, or takes none any more.
+            self._may_wake = False
         if body.startswith("error: "):
             self._error = body
         if body.startswith("Cannot open access to console, the root account is locked"):
@@ -408,22 +417,34 @@ class Machine:
         """A state before anything was booted that is wished."""
         goal = self._wishes.goal
         state = change.state
-        if goal is Goal.FIRMWARE and state is State.FIRMWARE:
-            self._done(now, f"{change.program} has begun")
+        if goal is Goal.FIRMWARE:
+            self._before_firmware(change, now)
         elif state is State.FAILED:
             self._failed(now, f"{change.program} found nothing to boot")
         elif not self._wants_loader:
             if state in _BEHIND:
                 self._phase = _Phase.BOOTED
                 self._after(change, now)
-            elif goal is Goal.FIRMWARE and state in _LOADERS:
-                self._failed(now, "the firmware did not show itself")
             elif state is State.LOGIN:
                 self._after(change, now)
         elif state in _BEHIND and not (state is State.LOGIN and change.program in RECIPES):
             self._missed(now)
         elif self._dialogue is None:
             self._meet(change, now)
+
+    def _before_firmware(self, change: Change, now: float) -> None:
+        """A state, where the firmware is to be stopped."""
+        if change.state is State.COMMAND and change.program in _FIRMWARES:
+            self._done(now, f"{change.program} waits: its command line")
+        elif change.state is State.COUNTDOWN and change.program in _FIRMWARES:
+            self._talk(self._hold(_FIRMWARES[change.program]), self._at_loader, now)
+        elif change.state in _BEHIND | _LOADERS - {State.LOADER} or change.program == "GRUB":
+            self._fail(
+                now,
+                "the firmware cannot be stopped over the serial line",
+                f"{change.program} came, and no set-up of the firmware's before it",
+                "a BIOS has none on this line: use the machine's screen; UEFI has where its console is this line",
+            )
 
     def _meet(self, change: Change, now: float) -> None:
         """Talk to a loader that waits for keys."""
@@ -617,10 +638,12 @@ class Machine:
             elif self._dialogue is not None:
                 if not self._step(self._dialogue, now):
                     return
+            elif self._wishes.goal is Goal.FIRMWARE and self._in_set_up():
+                self._done(now, "the firmware's set-up waits")
             elif self._wakes_now() and now >= self._next_wake:
                 self._wakes += 1
                 self._next_wake = now + WAKE_SECONDS
-                self._press(Press(RECIPES["GRUB"].wake))
+                self._press(Press(ESCAPE))
             elif self._bare_prompt() and now >= self._stirred + BARE_PROMPT_SECONDS:
                 self._probe(now)
             elif self._locked:
@@ -702,7 +725,7 @@ class Machine:
         """Whether a loader may be there that shows no menu, and is to be had to show it."""
         return (
             self._phase is _Phase.BEFORE
-            and self._wants_loader
+            and (self._wants_loader or self._wishes.goal is Goal.FIRMWARE)
             and self._may_wake
             and self._wakes < MAX_WAKES
             and self._dialogue is None
@@ -716,6 +739,9 @@ class Machine:
             change.state is State.LOADER and change.evidence.startswith(("Booting ", "Loading "))
             for change in self._seen_before
         )
+
+    def _in_set_up(self) -> bool:
+        return self._phase is _Phase.BEFORE and any(_SET_UP in row for row in self._sight.screen.display())
 
     def _loader_refused(self) -> bool:
         return (

@@ -73,7 +73,7 @@ class Goal(StrEnum):
     """What counts as done."""
 
     FIRMWARE = "firmware"
-    """The firmware waits: its set-up or its shell."""
+    """The firmware waits: its set-up or its command line."""
     LOADER = "loader"
     """The loader waits: its menu or its command line."""
     KERNEL = "kernel"
