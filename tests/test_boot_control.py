@@ -91,6 +91,8 @@ LONG = " ".join(f"word{number}=value{number}" for number in range(30))
         f"{KERNEL} quiet {LONG}",
         *(f"{KERNEL} {'x' * length}" for length in range(1, 40)),
         "linux /boot/vmlinuz \\\n\t\troot=/dev/vda1 \\\n\t\tro\\\n\tquiet",
+        # Of the last one more rows are below the screen's end.
+        f"insmod a\n\tinsmod b\n\tinsmod c\n\tlinux /boot/vmlinuz \\\n\t\tro \\\n\t\tquiet {LONG[:250]}",
         "linux\t/boot/vmlinuz\troot=/dev/vda1\tro\tquiet",
         "linux /boot/vmlinuz",
         "linux /boot/vmlinuz quiet splash",
@@ -99,9 +101,9 @@ LONG = " ".join(f"word{number}=value{number}" for number in range(30))
 )
 def test_any_kernels_line_is_edited(text: str) -> None:
     """Long ones wrap, some go on in the next line, tabs show as blanks."""
-    loader = Grub(entries={"Linux": ("insmod ext2", text, "initrd /x")})
+    loader = Grub(entries={"Linux": ("insmod ext2", text, "initrd /x")}, rows=9 if "insmod a" in text else 12)
     assert done(drive(loader, SINGLE))
-    _, _, *old = text.replace("\\\n", "").split()
+    _, _, *old = text[text.index("linux") :].replace("\\\n", "").split()
     kept = [word for word in old if word not in ("quiet", "splash")]
     new = [word for word in ("single", FORCE) if word not in kept]
     assert loader.guest.booted == [" ".join([*kept, *new])]

@@ -270,6 +270,11 @@ class _Text:
         frame = self._sight.frame()
         return [] if frame is None else self._sight.within(frame)
 
+    def _is_rest(self, text: str, than: int) -> bool:
+        """Whether the line is ``text`` behind fewer blanks than before."""
+        shown = self.line().text
+        return self._still and len(shown) < than and shown.lstrip() == text
+
     def _is_at(self, row: int) -> bool:
         return self._still and (self._sight.screen.x, self._sight.screen.y) == (self._frame().left, row)
 
@@ -301,6 +306,8 @@ class _Text:
                     "the kernel's line goes on where the editor has none",
                     todo="look at it: `kbridge console`",
                 )
+            # What of it was below the screen's last row comes into sight at its end.
+            yield from self.to_end()
             following = self.line()
             yield Press(editor.home)
             if not (yield Until(self._is_at, ECHO, (following.row,))):
@@ -308,16 +315,13 @@ class _Text:
                     "the loader's editor does not obey the keys", "the cursor did not go to a line's start"
                 )
             # The blanks before it go, of which tabs would be in the way of reading lines that wrap.
-            while (rest := self.line().text)[:1].isspace():
+            rest = following.text.strip()
+            while (text := self.line().text) != rest:
                 yield Press(editor.delete)
-                if not (
-                    yield Until(lambda than: self._still and len(self.line().text) < than, ECHO, (len(rest),))
-                ):
+                if not text[:1].isspace() or not (yield Until(self._is_rest, ECHO, (rest, len(text)))):
                     raise _Damaged(
-                        "the loader's editor does not obey the keys", "a blank could not be deleted"
+                        "the kernel's line could not be made one", "keys got lost or came twice", "try again"
                     )
-            if rest != following.text.strip():
-                raise _Damaged("the kernel's line could not be made one", "keys came twice", "try again")
             gap = "" if rest == following.text or line.text[:-1].endswith(" ") else " "
             for keys, whole in (
                 (editor.erase, line.text + rest),

@@ -87,7 +87,10 @@ def _choose_here(menu: Menu, part: str, sight: Sight) -> Dialogue:
             yield Note(f"entry {seen}: {title}")
             return
         yield Press(menu.down)
-        moved = yield Until(lambda other: sight.chosen() not in (None, other), ECHO, (chosen,))
+        # A loader that also draws on a slow screen takes the first key when it is done with that.
+        moved = yield Until(
+            lambda other: sight.chosen() not in (None, other), DRAW if seen == 1 else ECHO, (chosen,)
+        )
         if not moved or seen >= MAX_MOVES:
             shown = ", ".join(repr(title) for title in sight.entries(menu.mark))
             raise GaveUp(
