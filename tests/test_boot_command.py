@@ -84,7 +84,9 @@ def test_one_command_brings_a_guest_to_a_root_shell(relay: RelayProcess) -> None
     assert [row[1] for row in rows if row[1:2] == ["kernel"]] == ["kernel"]
     assert "read back: linux /boot/vmlinuz root=/dev/vda1" in done.stdout
     assert done.stdout.splitlines()[-1].endswith("done: a shell of root's answers")
-    kinds = [json.loads(line)["kind"] for line in relay.ask("GET", "/guests/web1/log?format=json")[1].splitlines()]
+    kinds = [
+        json.loads(line)["kind"] for line in relay.ask("GET", "/guests/web1/log?format=json")[1].splitlines()
+    ]
     assert {"boot.start", "boot.step", "boot.end"} <= set(kinds)
 
 
@@ -93,7 +95,9 @@ def test_for_programs_each_entry_is_an_object(relay: RelayProcess) -> None:
     with Behind(relay, Grub(timeout=0)):
         done = relay.run("boot", "web1", "--init", "/bin/sh", "--no-reset", "--json")
     assert done.returncode == 1
-    assert done.stderr.startswith("kbridge: the boot loader cannot be stopped over the serial line: GRUB showed no")
+    assert done.stderr.startswith(
+        "kbridge: the boot loader cannot be stopped over the serial line: GRUB showed no"
+    )
     assert done.stderr.count("\n") == 1
     entries = [json.loads(line) for line in done.stdout.splitlines()]
     assert entries[-1]["kind"] == "end"
@@ -181,7 +185,7 @@ def test_at_a_terminal_it_goes_to_the_console(relay: RelayProcess) -> None:
 
         until(b"[kbridge: web1: ~. leaves")
         assert b"a shell of root's answers" in seen
-        os.write(mine, b"echo he\"\"llo\r")
+        os.write(mine, b'echo he""llo\r')
         until(b"hello")
         os.write(mine, b"\r~.")
         until(b"[kbridge: left web1]")

@@ -244,7 +244,9 @@ def test_without_a_monitor_somebody_else_restarts_it(guest: Guest) -> None:
         (lambda _guest, run: run.cancel("enough"), "enough"),
     ],
 )
-def test_however_it_ends_nothing_is_left(guest: Guest, happens: Callable[[Guest, BootRun], None], what: str) -> None:
+def test_however_it_ends_nothing_is_left(
+    guest: Guest, happens: Callable[[Guest, BootRun], None], what: str
+) -> None:
     """In the midst of a menu."""
     run = guest.run()
     guest.go_on(run, 0.51)
