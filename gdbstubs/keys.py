@@ -32,8 +32,10 @@ PACE: Final = 0.005
 """Seconds between two pieces."""
 UNECHOED: Final = 0.1
 """The same while nothing shows that the guest has read the last."""
-RECENT: Final = 0.5
-"""Seconds for which a key may be under way: what was typed earlier is not what kgdb has read."""
+RECENT: Final = 3.0
+"""Seconds for which a key may be under way on a busy host: what was typed earlier is not what kgdb has read."""
+JUST_NOW: Final = 0.5
+"""The same where there is no sign of what kgdb reads: most keys are under way for some milliseconds."""
 MOST_GIVEN: Final = 64
 """Bytes that are remembered of what was given."""
 _UNCOUNTED: Final = frozenset(b"+\x03")
@@ -174,7 +176,7 @@ class Keys:
 
     def stopped_in_silence(self, now: float) -> None:
         """Take note of a stop after which kgdb reads without a sign."""
-        if self._given and self._given[-1][0] >= now - RECENT:
+        if self._given and self._given[-1][0] >= now - JUST_NOW:
             self._put_out(Told.LOST)
         self._given.clear()
 
