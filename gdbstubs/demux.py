@@ -4,8 +4,8 @@ Source: Linux, kernel/debug/gdbstub.c (``get_packet``, ``put_packet``, ``kgdb_co
 kernel/debug/kdb/kdb_io.c; ``docs/serial-line.md`` has the rules in words, a picture, and what cannot be told apart.
 
 in:      bytes of the guest; what was sent to the stub; what a user types; break-ins; time
-out:     ``output``, in order: ``Console``, ``Stub`` (acknowledgements and packets as they stood), and what ``keys``
-         gives: ``Typing`` (to be sent to the guest) and ``Told``; ``counts``
+out:     ``output``, in order: ``Console``, ``Stub`` (acknowledgements and packets as they stood), ``Again`` (a reply
+         was harmed), and what ``keys`` gives: ``Typing`` (to be sent to the guest) and ``Told``; ``counts``
 states:  runs (text; a packet needs its checksum, a form that is expected, and silence after it) · held (packets count
          at once) · doubt (text came from a guest that is held: packets need silence again)
 invariant: each byte of the guest goes to the console or to the stub, once, in its order; the outputs depend on the
@@ -32,6 +32,8 @@ UNFINISHED: Final = 0.050
 """Seconds of silence after which the beginning of a packet is text."""
 UNFINISHED_REPLY: Final = 1.0
 """The same in a reply that is waited for, of a guest that is held: nothing else can be on the line."""
+AGAIN: Final = 0.3
+"""Seconds of silence behind text where a reply is owed, after which the link is to ask for it again."""
 LONGEST: Final = 4096
 """Bytes of a payload.  kgdb's ``BUFMAX`` is 1024 on x86, 2048 on arm64."""
 MOST_PACKETS: Final = 16
@@ -69,6 +71,8 @@ _MOST_TAIL: Final = 64
 _DIGITS: Final[tuple[bytes, ...]] = tuple(b"%02x" % value for value in range(256))
 
 
+DAMAGED: Final = b"$#ff"
+"""What a link is given in place of a reply that noise has made text: it refuses it, and kgdb sends the reply again."""
 _ALL_DIGITS: Final = frozenset(_DIGITS)
 _UNFINISHED_PACKET: Final = -1
 _TEXT: Final = -2
@@ -96,7 +100,12 @@ class Stub:
     data: bytes
 
 
-Output = Console | Stub | Typing | Told
+@dataclass(frozen=True, slots=True)
+class Again:
+    """The reply that is owed has become text: the stub's client is to have it sent again, as by ``DAMAGED``."""
+
+
+Output = Console | Stub | Again | Typing | Told
 
 
 @dataclass(slots=True)
@@ -130,6 +139,7 @@ class LineDemultiplexer:
         "_complete",
         "_damaged_run",
         "_doubted",
+        "_is_garbled",
         "_kept",
         "_last",
         "_leaving",
@@ -167,6 +177,7 @@ class LineDemultiplexer:
         self._unanswered = False  # a packet was shown by silence, and nothing was sent since
         self._damaged_run = 0
         self._doubted = 0
+        self._is_garbled = False  # text came where a reply is owed
         self._stop_until: float | None = None
         self._stop: bytes | None = None  # not acknowledged yet: kgdb repeats it for each byte that it reads
         self._repeats = 0
@@ -187,8 +198,13 @@ class LineDemultiplexer:
     def deadline(self) -> float | None:
         """When ``expired`` wants to be called."""
         gives = None if self._kept else self.keys.deadline
-        times = [one for one in (self.silent_at, gives) if one is not None]
+        times = [one for one in (self.silent_at, gives, self._again_at) if one is not None]
         return min(times, default=None)
+
+    @property
+    def _again_at(self) -> float | None:
+        """When the reply that is owed is to be asked for again."""
+        return self._last + AGAIN if self._is_garbled and self._asks and not self._kept else None
 
     @property
     def silent_at(self) -> float | None:
@@ -283,6 +299,10 @@ class LineDemultiplexer:
         decides = self._decides_at
         if decides is not None and now >= decides:
             self._decide()
+        if self._again_at is not None and now >= self._again_at:
+            self._is_garbled = False
+            if self._may_be_damaged():
+                self.output.append(Again())
         if self.keys.wait:
             self._give()
 
@@ -372,7 +392,7 @@ class LineDemultiplexer:
                 self._unanswered = True
                 if _is_output(payload):
                     continue
-                self._asks = False
+                self._asks = self._is_garbled = False
                 self._resuming = False
                 self._stop_until = None
                 self._doubted = 0
@@ -523,6 +543,8 @@ class LineDemultiplexer:
             self._doubted += len(data)
             if self._resuming or self._doubted >= MOST_DOUBT:
                 self._run()
+            else:
+                self._is_garbled = True
 
     def _run(self) -> None:
         if self.state is not State.RUNS:
@@ -530,6 +552,7 @@ class LineDemultiplexer:
             self.keys.is_held = self._stop_until is not None
         self.state = State.RUNS
         self._stop = None
+        self._is_garbled = False
         self._acks = 0
         self._asks = self._resuming = self._leaving = self._unanswered = False
         self._doubted = 0

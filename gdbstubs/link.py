@@ -10,7 +10,8 @@ invariant: each packet sent in acknowledged mode is acknowledged, retransmitted 
 
 Where requests and replies alternate strictly (``alternating``), the peer's next packet acknowledges as well as
 ``+`` does: on a noisy line the ``+`` alone may be lost, and asking a stub to step twice is worse than trusting
-it.  Times are monotonic seconds of the caller.
+it.  But where packets may be damaged (``timeout``), one that is the last again, with nothing acknowledged since, is a
+repeat: our own ``+`` was harmed on its way.  Times are monotonic seconds of the caller.
 """
 
 from __future__ import annotations
@@ -22,6 +23,11 @@ from gdbstubs.errors import LinkFailed
 from gdbstubs.wire import Control, Event, Framer, Notification, frame
 
 RETRIES: Final = 5
+BYTES_A_SECOND: Final = 960
+"""Of the slowest line on which a packet's length alone does not have it sent again: 9600 baud."""
+PATIENT_SECONDS: Final = 3.0
+"""The least for a resume, which somebody else would read if it was sent again to a target that runs, and for a first
+question, which may be waiting for the target to stop."""
 MOST_QUEUED: Final = 1024
 
 
@@ -41,6 +47,8 @@ class Link:
         "_alternating",
         "_deadline",
         "_framer",
+        "_is_answered",
+        "_last",
         "_late",
         "_no_ack",
         "_owed",
@@ -51,6 +59,7 @@ class Link:
         "_unacknowledged",
         "_window",
         "output",
+        "repeats",
         "retransmissions",
     )
 
@@ -78,10 +87,14 @@ class Link:
         self._queue: deque[bytes] = deque()
         self._tries = 0
         self._deadline: float | None = None
+        self._last = b""
+        self._is_answered = False  # the last packet came, and nothing of ours was acknowledged since
         self.output: list[bytes] = []
         """What to write to the peer, in order; whoever writes it clears the list."""
         self.retransmissions = 0
         """How many packets were sent again since the beginning."""
+        self.repeats = 0
+        """How many packets of the peer came twice."""
 
     @property
     def no_ack(self) -> bool:
@@ -133,8 +146,12 @@ class Link:
         refused = damaged = False
         for event in events:
             if isinstance(event, bytes):
+                if self._is_repeated(event):
+                    self._owe()
+                    continue
                 if self._alternating:
                     self._acknowledge_all(now)
+                    self._last, self._is_answered = event, True
                 self._owe()
                 delivered.append(event)
             elif event is Control.ACK:
@@ -153,6 +170,16 @@ class Link:
         if refused:
             self._retransmit(now)
         return delivered
+
+    def _is_repeated(self, packet: bytes) -> bool:
+        """Whether a packet is the last one again; of output and of stops several alike may follow each other."""
+        if not self._alternating or self._timeout is None:
+            return False
+        waits = self._unacknowledged[0] if self._unacknowledged else b""
+        if self._is_answered and packet == self._last and not _is_resume(waits) and not _is_output(packet):
+            self.repeats += 1
+            return True
+        return False
 
     def _owe(self) -> None:
         if self._late:
@@ -215,11 +242,18 @@ class Link:
 
     def _start(self, now: float) -> None:
         self._tries = 0
-        self._deadline = None if self._timeout is None else now + self._timeout
+        self._deadline = None if self._timeout is None else now + self._patience(self._timeout)
+
+    def _patience(self, timeout: float) -> float:
+        packet = self._unacknowledged[0]
+        if self._alternating and (_is_resume(packet) or packet[1:2] == b"?"):
+            timeout = max(timeout, PATIENT_SECONDS)
+        return timeout + len(packet) // (BYTES_A_SECOND // 10) / 10
 
     def _acknowledged(self, now: float) -> None:
         if not self._unacknowledged:
             return
+        self._is_answered = False
         self._unacknowledged.popleft()
         if self._queue:
             packet = self._queue.popleft()
@@ -243,7 +277,16 @@ class Link:
         self.retransmissions += 1
         self.output.append(self._unacknowledged[0])
         if self._timeout is not None:
-            self._deadline = now + self._timeout
+            self._deadline = now + self._patience(self._timeout)
+
+
+def _is_resume(packet: bytes) -> bool:
+    return packet[1:2] in (b"c", b"s", b"C", b"S")
+
+
+def _is_output(packet: bytes) -> bool:
+    payload = packet[1:-3] if packet[:1] == b"$" else packet
+    return payload[:1] == b"O" and payload != b"OK"
 
 
 _ACKNOWLEDGEMENTS: Final = (Control.ACK, Control.NACK, Control.DAMAGED)

@@ -15,12 +15,14 @@ from hypothesis import strategies as st
 from rsp.kgdb import Kgdb
 
 from gdbstubs.demux import (
+    AGAIN,
     LONGEST,
     MOST_DAMAGED,
     MOST_DOUBT,
     SILENCE,
     UNFINISHED,
     UNFINISHED_REPLY,
+    Again,
     Console,
     LineDemultiplexer,
     Output,
@@ -639,3 +641,34 @@ def test_a_debugger_that_acknowledges_the_end_beforehand_lets_the_guest_run() ->
     line.received(b"+$OK#9atick 1\r\n$ ", 2.0)
     assert line.state is State.RUNS
     assert line.output == [Stub(b"+$OK#9a"), Console(b"tick 1\r\n$ ")]
+
+
+def test_a_reply_that_noise_has_made_text_is_asked_for_again() -> None:
+    line = held()
+    line.sent_to_stub(b"+" + frame(b"m1000,4"))
+    line.received(b"+" + frame(b"01020304")[1:], 1.0)  # its ``$`` was lost
+    assert line.state is State.DOUBT
+    assert line.deadline == pytest.approx(1.0 + AGAIN)
+    line.expired(1.0 + AGAIN)
+    assert line.output[-1] == Again()
+    line.output.clear()
+    assert line.deadline is None
+    # The link refuses what it was given instead, and kgdb repeats it.
+    line.sent_to_stub(b"-")
+    line.received(frame(b"01020304"), 1.4)
+    line.expired(1.4 + SILENCE)
+    assert line.output == [Stub(frame(b"01020304"))]
+    assert line.state is State.HELD
+
+
+def test_a_reply_that_was_harmed_too_often_is_not_asked_for_for_ever() -> None:
+    line = held()
+    line.sent_to_stub(b"+" + frame(b"g"))
+    now, asked = 1.0, 0
+    for _ in range(2 * MOST_DAMAGED):
+        line.received(b"0#", now)
+        now += 1.0
+        line.expired(now)
+        asked += Again() in line.output
+        line.output.clear()
+    assert asked == MOST_DAMAGED

@@ -6,7 +6,7 @@ import random
 from collections import deque
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from rsp.kgdb import Kgdb
 
@@ -390,6 +390,7 @@ KEYS = st.binary(min_size=1, max_size=30).map(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(KEYS, KEYS, st.integers(0, 12)), min_size=1, max_size=6), st.integers(0, 2**32))
 @example([(b"abcdefgh", b"", 0)], 0)
 @example([(b"echo $(1)", b"$", 2), (b"$a$", b"", 0)], 1)

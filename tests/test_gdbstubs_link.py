@@ -297,3 +297,47 @@ Noisy.TestCase.settings = settings(
     max_examples=300, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 TestNoisy = Noisy.TestCase
+
+
+# -- noise ----------------------------------------------------------------------------------------------------
+
+
+def noisy() -> Link:
+    return Link(4096, timeout=1.0)
+
+
+def test_a_reply_that_comes_twice_answers_one_request() -> None:
+    """Our ``+`` was harmed on its way: the stub sends its reply once more, and gives it up at the next request."""
+    link = noisy()
+    link.send(b"m1000,4", 0)
+    assert link.receive(b"+" + packet(b"01020304"), 0.1) == [b"01020304"]
+    link.send(b"m2000,4", 0.2)
+    taken(link)
+    assert link.receive(packet(b"01020304") + b"-", 0.3) == []
+    assert link.repeats == 1
+    assert taken(link) == b"+" + packet(b"m2000,4")
+    # The same bytes are a reply once the request was acknowledged.
+    assert link.receive(b"+" + packet(b"01020304"), 0.4) == [b"01020304"]
+    link.send(b"m3000,4", 0.5)
+    assert link.acknowledged(b"+", 0.6)
+    assert link.receive(packet(b"01020304"), 0.7) == [b"01020304"]
+
+
+def test_what_may_come_twice_is_taken_twice() -> None:
+    link = noisy()
+    for payload in (b"O68690a", b"T05thread:01;"):
+        link.send(b"s", 0)
+        for _ in range(2):
+            # A step whose acknowledgement was lost, and output: both come again in the same words.
+            assert link.receive(packet(payload), 0.1) == [payload]
+            link.send(b"s", 0.2)
+    silent = Link(4096, timeout=None)
+    for _ in range(2):
+        assert silent.receive(packet(b"OK"), 0.1) == [b"OK"]
+
+
+def test_a_long_packet_and_a_resume_are_given_more_time() -> None:
+    for payload, seconds in ((b"m1000,4", 1.0), (b"M1000,400:" + b"00" * 480, 2.0), (b"c", 3.0), (b"?", 3.0)):
+        link = noisy()
+        link.send(payload, 10.0)
+        assert link.deadline == pytest.approx(10.0 + seconds, abs=0.05)

@@ -1,4 +1,4 @@
-"""Real kgdb at the end of a real line's speed, with no hypervisor: every BREAK that a line has, with and without noise."""
+"""Real kgdb behind a line of a real one's speed, without a hypervisor: each BREAK that a line has, noise and none."""
 
 from __future__ import annotations
 

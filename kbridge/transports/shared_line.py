@@ -16,7 +16,7 @@ import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
-from gdbstubs.demux import Console, LineDemultiplexer, State, Stub
+from gdbstubs.demux import DAMAGED, Again, Console, LineDemultiplexer, State, Stub
 from gdbstubs.keys import Told, Typing
 from gdbstubs.wire import frame
 from kbridge.errors import GuestError, LineError
@@ -254,6 +254,8 @@ class SharedLine:
                         self._recorder.append(data)
                     case Stub(data):
                         self._to_client(data)
+                    case Again():
+                        self._to_client(DAMAGED)
                     case Typing(data):
                         self._write_keys(data)
                     case Told() as told:
