@@ -1,8 +1,8 @@
 """A serial line between the relay and a guest: as fast as its speed allows, with or without noise, and with BREAK.
 
-The relay is at a pseudo terminal, or at a telnet or RFC 2217 server; the guest's UART is at QEMU's socket.  BREAK is a
+The relay is at a pseudo terminal, or at an RFC 2217 server; the guest's UART is at QEMU's socket.  BREAK is a
 state of a real wire.  A pseudo terminal has none, so the relay's serial driver tells ours of it on a socket beside it
-(``wired_relay.py``); telnet and RFC 2217 carry it themselves.  Ours has QEMU put it on the UART.
+(``wired_relay.py``); RFC 2217 carries it itself.  Ours has QEMU put it on the UART.
 """
 
 from __future__ import annotations
@@ -23,8 +23,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 from bridge_lab import Monitor, wait_for
 from serial import rfc2217
 from sharing_lab import Shared
-
-from kbridge.transports.telnet import TelnetCodec
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -121,64 +119,6 @@ class PtyEnd:
         self._told.close()
 
 
-class TelnetEnd:
-    """A telnet server that knows BREAK as telnet's command."""
-
-    kind = "telnet"
-
-    def __init__(self, breaks: Callable[[], None]) -> None:
-        self._breaks = breaks
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.endpoint = f"{self.kind}:127.0.0.1:{self._listener.getsockname()[1]}"
-        self._peer: socket.socket | None = None
-        self._early = b""
-
-    def descriptors(self) -> list[int]:
-        return [(self._peer or self._listener).fileno()]
-
-    def read(self, ready: list[int], size: int) -> bytes:
-        if not ready:
-            return b""
-        if self._peer is None:
-            self._peer, _ = self._listener.accept()
-            self.begin(self._peer)
-            early, self._early = self._early, b""
-            self.write(early)
-            return b""
-        data = self._peer.recv(size)
-        if not data:
-            self._peer.close()
-            self._peer = None
-        return self.decode(data)
-
-    def begin(self, peer: socket.socket) -> None:
-        self._codec = TelnetCodec()
-        peer.sendall(self._codec.greeting())
-
-    def decode(self, data: bytes) -> bytes:
-        # What the codec passes over is looked for here: nothing else of ours sends it.
-        if b"\xff\xf3" in data:
-            self._breaks()
-        text, answer = self._codec.receive(data)
-        if self._peer is not None:
-            self._peer.sendall(answer)
-        return text
-
-    def encode(self, data: bytes) -> bytes:
-        return self._codec.encode(data)
-
-    def write(self, data: bytes) -> None:
-        if self._peer is None:
-            self._early += data
-        else:
-            self._peer.sendall(self.encode(data))
-
-    def close(self) -> None:
-        if self._peer is not None:
-            self._peer.close()
-        self._listener.close()
-
-
 class _Port:
     """What pyserial's RFC 2217 server sets."""
 
@@ -196,25 +136,68 @@ class _Port:
             self._breaks()
 
 
-class Rfc2217End(TelnetEnd):
-    """pyserial's RFC 2217 server, a console server as many are."""
+class Rfc2217End:
+    """pyserial's RFC 2217 server, a console server as many are; it passes telnet's BREAK over."""
 
-    kind = "rfc2217"
+    def __init__(self, breaks: Callable[[], None]) -> None:
+        self._breaks = breaks
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.endpoint = f"rfc2217:127.0.0.1:{self._listener.getsockname()[1]}"
+        self._peer: socket.socket | None = None
+        self._early = b""
+
+    def descriptors(self) -> list[int]:
+        return [(self._peer or self._listener).fileno()]
+
+    def read(self, ready: list[int], size: int) -> bytes:
+        if not ready:
+            return b""
+        if self._peer is None:
+            self._peer, _ = self._listener.accept()
+            self.begin(self._peer)
+            early, self._early = self._early, b""
+            self.write(early)
+            return b""
+        try:
+            data = self._peer.recv(size)
+        except ConnectionError:
+            data = b""
+        if not data:
+            self._hang_up()
+            return b""
+        return self.decode(data)
+
+    def _hang_up(self) -> None:
+        assert self._peer is not None
+        self._peer.close()
+        self._peer = None
 
     def begin(self, peer: socket.socket) -> None:
-        end = self
-
         class Connection:
             def write(self, data: bytes) -> None:
                 peer.sendall(data)
 
-        self._manager = rfc2217.PortManager(_Port(end._breaks), Connection())
+        self._manager = rfc2217.PortManager(_Port(self._breaks), Connection())
 
     def decode(self, data: bytes) -> bytes:
         return b"".join(self._manager.filter(data))
 
     def encode(self, data: bytes) -> bytes:
         return b"".join(self._manager.escape(data))
+
+    def write(self, data: bytes) -> None:
+        if self._peer is None:
+            self._early += data
+            return
+        try:
+            self._peer.sendall(self.encode(data))
+        except ConnectionError:
+            self._hang_up()
+
+    def close(self) -> None:
+        if self._peer is not None:
+            self._peer.close()
+        self._listener.close()
 
 
 class Wire:
