@@ -20,6 +20,7 @@ from twisted.internet.task import deferLater
 
 from gdbstubs.wire import frame
 from kbridge.breakin import BreakIn
+from kbridge.breaks import Breaks
 from kbridge.config import BreakInWay
 from kbridge.console.recorder import Recorder
 from kbridge.errors import GuestError
@@ -84,8 +85,7 @@ class KgdbTests(LineTestCase):
         self.ways = BreakIn(
             "web1",
             (BreakInWay.SYSRQ,),
-            console=console,
-            line=lambda: self.line,
+            breaks=Breaks(console, lambda: self.line, self.machine),
             machine=self.machine,
             said=self.recorder.ring,
         )
@@ -125,7 +125,7 @@ class KgdbTests(LineTestCase):
             port.ask(b"?")
             assert not await self.answered(port, b"$", 0.1), port.said
             way = await self.ways.enter(lambda seconds: self.answered(port, b"$S05#b8", seconds))
-            assert way is BreakInWay.SYSRQ
+            assert way is BreakInWay.MONITOR_BREAK
             # kdb's greeting comes before the first packet ever, and never again.
             assert (b"Entering kdb" in port.said) == (attempt == 0), port.said
             port.acknowledge()
@@ -167,8 +167,7 @@ class KgdbTests(LineTestCase):
         self.ways = BreakIn(
             "web1",
             (BreakInWay.NMI,),
-            console=None,
-            line=lambda: None,
+            breaks=Breaks(None, lambda: None, self.machine),
             machine=self.machine,
             said=self.recorder.ring,
         )
@@ -202,6 +201,18 @@ def bridge(shared_kgdb_guest: Callable[..., dict[str, Any]]) -> Iterator[KgdbBri
 
 HIT = 'printf "here %d\\n", $pc == (long)&schedule'
 """gdb's own opinion of where it is, of which a program counter that is one too far makes 0."""
+
+
+@pytest.mark.gdb
+def test_a_kernel_at_kdb_is_taken_over_and_let_go(bridge: KgdbBridge) -> None:
+    """The first test on this guest: only its first stop is kdb's."""
+    for greeting in ("Entering kdb", "DEBUG"):
+        # Nobody is attached: the kernel stops at kdb's prompt, or, after a debugger was there, in kgdb.
+        assert greeting in bridge.run("break", "web1", "--sysrq", "g").stdout
+        assert "detached" in bridge.kgdb("info symbol $pc", "detach").finish()
+        bridge.goes_on()
+    assert [one["kind"] for one in bridge.events()].count("debugger.break_in") == 0
+    assert "its kgdb has a port of its own" in bridge.run("break", "web1", "--kdb").stderr
 
 
 @pytest.mark.gdb

@@ -56,9 +56,8 @@ def command(
         click.echo(f"{guest} {how}: kdb waits on its console, `go` lets it run", err=True)
         return
     if sysrq is None:
-        if not text:
-            words = f"BREAK was sent ({done['way']}); a kernel says nothing to it until a SysRq key follows"
-            click.echo(words, err=True)
+        silence = "" if text else "; a kernel says nothing to it until a SysRq key follows"
+        click.echo(f"BREAK was sent ({done['way']}){silence}", err=True)
         return
     if "sysrq:" not in text.lower():
         state = api.get(guest_path(guest))["state"]
