@@ -87,7 +87,11 @@ class Guest:
         if config.qmp is not None:
             self.machine = QemuMachine(reactor, config.qmp)
             self._unsubscribe = self.machine.subscribe(self._machine_event)
-        self._breaks = Breaks(config.console, lambda: self.line, self.machine)
+        self._breaks = Breaks(
+            config.console,
+            lambda: self.line if self._shared is None else self._shared.for_sysrq,
+            self.machine,
+        )
         self.relay = self._make_relay(state)
 
     def _make_relay(self, state: Path) -> Relay | None:
@@ -132,11 +136,7 @@ class Guest:
         return BreakIn(
             self.name,
             self.config.break_in,
-            breaks=Breaks(
-                self.config.console,
-                lambda: self.line if self._shared is None else self._shared.for_sysrq,
-                self.machine,
-            ),
+            breaks=self._breaks,
             machine=self.machine,
             said=self.recorder.ring,
             memory=None if folder is None else folder / "way-in",
@@ -234,6 +234,12 @@ class Guest:
         if sysrq is not None and (len(sysrq) != 1 or not sysrq.isascii() or not sysrq.isalnum()):
             raise GuestError(
                 f"{sysrq!r} is no SysRq key", todo="give one letter or digit, such as h for help"
+            )
+        if self._shared is not None and self._shared.is_held:
+            raise GuestError(
+                f"BREAK was not sent to {self.name}",
+                why="kgdb holds it and reads the line: it would be lost",
+                todo="send it when the guest runs again",
             )
         self._record("operator.break", {"by": by, "sysrq": sysrq})
         way = await self._breaks.send_somehow()

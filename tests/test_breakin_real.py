@@ -70,6 +70,9 @@ def test_kdb_and_gdb_take_turns_on_the_consoles_line(web1: Configured) -> None:
             said = web1.run("break", "web1", "--kdb")
             assert said.returncode == 1
             assert "a debugger is attached" in said.stderr
+            said = web1.run("break", "web1", "--sysrq", "h")
+            assert said.returncode == 1
+            assert "kgdb holds it and reads the line" in said.stderr
             leave(a, "detach")
         web1.goes_on()
 

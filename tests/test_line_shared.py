@@ -13,7 +13,7 @@ import pytest
 from twisted.internet.task import Clock
 from twisted.trial.unittest import TestCase
 
-from gdbstubs.demux import SILENCE
+from gdbstubs.demux import AGAIN, DAMAGED, SILENCE
 from gdbstubs.keys import AT_ONCE, MOST_TYPED, RUNNING, UNECHOED, Told
 from gdbstubs.wire import frame
 from kbridge.console.recorder import Recorder
@@ -300,6 +300,37 @@ class SharedLineTest(TestCase):
         assert self.line.take() == b""
         self.passes(BREAK_IN_SECONDS + RUNNING + 0.1)
         assert self.line.take() == b"ls\r"
+
+    async def test_another_key_of_sysrq_keeps_no_typing_back(self) -> None:
+        await self.shared.for_sysrq.send_break(Break.SERIAL)
+        self.shared.for_sysrq.write(b"h")
+        self.shared.write(b"ls\r")
+        assert self.line.take() == b"hls\r"
+        assert not self.shared.is_held
+        await self.held()
+        assert self.shared.is_held
+
+    async def test_a_reply_that_noise_has_made_text_is_asked_for_again(self) -> None:
+        one = await self.held()
+        self.sends(one, b"$g#67")
+        self.line.take()
+        self.says(b"+0102#c3", then=AGAIN + 0.01)
+        assert self.hears(one) == b"+" + DAMAGED
+        assert self.console.endswith(b"0102#c3")
+
+    async def test_keys_that_kgdb_has_read_are_typed_once_more(self) -> None:
+        one = await self.client()
+        self.shared.write(b"ls\r")
+        assert self.line.take() == b"ls\r"
+        self.says(STOP * 3, then=2 * SILENCE)
+        self.sends(one, b"+$g#67")
+        self.says(b"+" + frame(b"00"))
+        assert self.words == [Told.KEPT.value]
+        self.sends(one, b"+$c#63")
+        self.line.take()
+        self.says(b"+", then=RUNNING + 0.01)
+        assert self.line.take() == b"s\r"
+        assert self.words[-1] == Told.DELIVERED.value
 
     async def test_closing_leaves_no_timer(self) -> None:
         await self.held()

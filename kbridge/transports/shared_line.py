@@ -115,6 +115,7 @@ class SharedLine:
 
     async def send_break(self, how: Break) -> None:
         """Hold the line in BREAK for a moment."""
+        self._demux.keys.forget()
         await self._own.send_break(how)
 
     async def close(self) -> None:
@@ -186,12 +187,20 @@ class SharedLine:
 
     @property
     def for_sysrq(self) -> SysrqLine:
-        """The line as a break-in uses it: its key is not typing, and is never kept."""
+        """The line as whoever sends BREAK uses it: a key of SysRq is not typing, and is never kept."""
         return SysrqLine(self)
 
-    def breaks_in(self, key: bytes) -> None:
-        """Send a SysRq key; typing is kept until the guest stands, or for ``BREAK_IN_SECONDS``."""
-        self._demux.breaking_in(self._reactor.seconds() + BREAK_IN_SECONDS)
+    @property
+    def is_held(self) -> bool:
+        """Whether kgdb holds the guest: it would read a BREAK, and nobody acts on it when the guest runs."""
+        return self._demux.state is State.HELD
+
+    def press(self, key: bytes) -> None:
+        """Send a SysRq key; where it breaks in, typing is kept until the guest stands, or for ``BREAK_IN_SECONDS``."""
+        if key == b"g":
+            self._demux.breaking_in(self._reactor.seconds() + BREAK_IN_SECONDS)
+        # Behind a BREAK, which kgdb reads too: neither is a key that a user typed.
+        self._demux.keys.forget()
         self._own.write(key)
         self._act()
 
@@ -304,7 +313,7 @@ class SharedLine:
 
 
 class SysrqLine:
-    """A shared line for whoever breaks in."""
+    """A shared line for whoever sends BREAK."""
 
     def __init__(self, shared: SharedLine) -> None:
         self._shared = shared
@@ -315,4 +324,4 @@ class SysrqLine:
 
     def write(self, data: bytes) -> None:
         """Send a SysRq key."""
-        self._shared.breaks_in(data)
+        self._shared.press(data)
