@@ -96,8 +96,7 @@ KGDB: Final = Dialect(
     name="kgdb",
     multiprocess=False,
     pipeline=1,
-    # gdb waits two seconds for what needs a packet or two.
-    acknowledge_timeout=1.0,
+    acknowledge_timeout=3.0,
     acknowledge_late=False,
     request_timeout=30.0,
     # BUFMAX in arch/x86/include/asm/kgdb.h; it has no way to say so.

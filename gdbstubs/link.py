@@ -25,9 +25,10 @@ from gdbstubs.wire import Control, Event, Framer, Notification, frame
 RETRIES: Final = 5
 BYTES_A_SECOND: Final = 960
 """Of the slowest line on which a packet's length alone does not have it sent again: 9600 baud."""
-PATIENT_SECONDS: Final = 3.0
-"""The least for a resume, which somebody else would read if it was sent again to a target that runs, and for a first
-question, which may be waiting for the target to stop."""
+NOISY_SECONDS: Final = 1.0
+"""The time-out on a line that has harmed a packet: gdb waits two seconds for what takes several.  Not for a resume, which
+somebody else would read if it was sent again to a target that runs, nor for a first question, which may be waiting for
+the target to stop."""
 MOST_QUEUED: Final = 1024
 
 
@@ -48,12 +49,15 @@ class Link:
         "_deadline",
         "_framer",
         "_is_answered",
+        "_is_noisy",
         "_last",
         "_late",
         "_no_ack",
         "_owed",
+        "_overtaken",
         "_queue",
         "_retries",
+        "_sent_late",
         "_timeout",
         "_tries",
         "_unacknowledged",
@@ -88,6 +92,9 @@ class Link:
         self._tries = 0
         self._deadline: float | None = None
         self._last = b""
+        self._is_noisy = False  # a packet of the peer was damaged
+        self._sent_late = 0  # how often the oldest packet was sent again for its deadline
+        self._overtaken = 0  # refusals that may come of such copies, of the packet before
         self._is_answered = False  # the last packet came, and nothing of ours was acknowledged since
         self.output: list[bytes] = []
         """What to write to the peer, in order; whoever writes it clears the list."""
@@ -157,9 +164,13 @@ class Link:
             elif event is Control.ACK:
                 self._acknowledged(now)
             elif event is Control.NACK:
-                refused = True
+                if self._overtaken:
+                    # It was late, not lost: the second copy met the answer to the first.
+                    self._overtaken -= 1
+                else:
+                    refused = True
             elif event is Control.DAMAGED:
-                damaged = True
+                damaged = self._is_noisy = True
             else:
                 if event is Control.OVERLONG:
                     self._owe()
@@ -230,6 +241,7 @@ class Link:
     def expire(self, now: float) -> None:
         """Send the oldest packet again if its deadline has passed.  Raises ``LinkFailed`` after the last try."""
         if self._deadline is not None and now >= self._deadline:
+            self._sent_late += 1
             self._retransmit(now)
 
     def _transmit(self, packet: bytes, now: float) -> None:
@@ -246,14 +258,15 @@ class Link:
 
     def _patience(self, timeout: float) -> float:
         packet = self._unacknowledged[0]
-        if self._alternating and (_is_resume(packet) or packet[1:2] == b"?"):
-            timeout = max(timeout, PATIENT_SECONDS)
+        if self._alternating and self._is_noisy and not (_is_resume(packet) or packet[1:2] == b"?"):
+            timeout = min(timeout, NOISY_SECONDS)
         return timeout + len(packet) // (BYTES_A_SECOND // 10) / 10
 
     def _acknowledged(self, now: float) -> None:
         if not self._unacknowledged:
             return
         self._is_answered = False
+        self._overtaken, self._sent_late = self._sent_late, 0
         self._unacknowledged.popleft()
         if self._queue:
             packet = self._queue.popleft()

@@ -336,8 +336,35 @@ def test_what_may_come_twice_is_taken_twice() -> None:
         assert silent.receive(packet(b"OK"), 0.1) == [b"OK"]
 
 
-def test_a_long_packet_and_a_resume_are_given_more_time() -> None:
-    for payload, seconds in ((b"m1000,4", 1.0), (b"M1000,400:" + b"00" * 480, 2.0), (b"c", 3.0), (b"?", 3.0)):
-        link = noisy()
+def test_on_a_noisy_line_packets_are_sent_again_sooner_but_for_a_resume() -> None:
+    long = b"M1000,400:" + b"00" * 480
+    for payload, quiet, loud in (
+        (b"m1000,4", 3.0, 1.0),
+        (long, 4.0, 2.0),
+        (b"c", 3.0, 3.0),
+        (b"?", 3.0, 3.0),
+    ):
+        link = Link(4096, timeout=3.0)
         link.send(payload, 10.0)
-        assert link.deadline == pytest.approx(10.0 + seconds, abs=0.05)
+        assert link.deadline == pytest.approx(10.0 + quiet, abs=0.05)
+        link = Link(4096, timeout=3.0)
+        link.receive(b"$harmed#00", 9.0)
+        link.send(payload, 10.0)
+        assert link.deadline == pytest.approx(10.0 + loud, abs=0.05)
+
+
+def test_a_copy_that_met_the_answer_to_the_first_has_nothing_else_sent_again() -> None:
+    """kgdb was slow: it answers the first copy and, at the ``$`` of the second, gives the answer up by a ``-``."""
+    link = noisy()
+    link.send(b"m1000,4", 0)
+    link.expire(1.0)
+    taken(link)
+    assert link.receive(b"+" + packet(b"01020304"), 1.1) == [b"01020304"]
+    link.send(b"m2000,4", 1.2)
+    assert taken(link) == b"+" + packet(b"m2000,4")
+    assert link.receive(b"-", 1.3) == []
+    assert taken(link) == b""
+    # One that the peer really refuses is sent again.
+    link.receive(b"-", 1.4)
+    assert taken(link) == packet(b"m2000,4")
+    assert link.receive(b"+" + packet(b"05"), 1.5) == [b"05"]
