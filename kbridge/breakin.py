@@ -57,7 +57,8 @@ class BreakIn:
 
     ``ways`` are as configured; of ``sysrq`` those are made that ``breaks`` has.  ``machine`` is the monitor, if any.
     ``said`` is the console's record, in which the kernel's refusals are looked for.  ``memory`` is the file in
-    which is kept what worked, if it is to be.
+    which is kept what worked, if it is to be.  ``seek`` has the stub asked although nothing shows that the kernel
+    stands, and tells whether it was: a kernel in kgdb that has lost its debugger reads BREAK and key, and says nothing.
     """
 
     _log = Logger()
@@ -71,6 +72,7 @@ class BreakIn:
         machine: Machine | None,
         said: Recording,
         memory: Path | None = None,
+        seek: Callable[[], bool] | None = None,
         wait_seconds: float = WAIT_SECONDS,
     ) -> None:
         self._guest = guest
@@ -80,6 +82,7 @@ class BreakIn:
         self._machine = machine
         self._said = said
         self._memory = memory
+        self._seek = seek
         self._wait_seconds = wait_seconds
         self._turn = DeferredLock()
         self.worked: BreakInWay | None = None
@@ -99,7 +102,7 @@ class BreakIn:
     async def enter(self, arrived: Arrived) -> BreakInWay | None:
         """Try each way until ``arrived`` says that the kernel stands; returns the way that worked.
 
-        Who calls while another call is under way waits for it, and gets None where the kernel stands then.  Raises
+        None where it stood already: after another call, which is waited for, or in silence.  Raises
         ``GuestError`` with what came of each way when none worked.  The kernel may still enter kgdb after that, and
         where it took no SysRq, ``g`` was typed on its console.
         """
@@ -112,8 +115,9 @@ class BreakIn:
         finally:
             self._turn.release()
 
-    async def _try_all(self, arrived: Arrived) -> BreakInWay:
+    async def _try_all(self, arrived: Arrived) -> BreakInWay | None:
         failures: list[KbridgeError] = []
+        began = self._said.head
         is_answered = False  # by the kernel: BREAK and g arrive, and other ways to send them change nothing
         for way in self.ways:
             if is_answered and way not in (BreakInWay.NMI, BreakInWay.PAUSE):
@@ -132,6 +136,9 @@ class BreakIn:
             failures.append(self._unanswered(way, heard))
         if not failures:
             raise self._no_way()
+        is_silent = self._said.head == began
+        if is_silent and self._seek is not None and self._seek() and await arrived(self._wait_seconds):
+            return None
         first, *more = failures
         why = "; ".join([first.why or first.what, *(str(error) for error in more)])
         raise GuestError(f"{self._guest} was not broken into: {first.what}", why=why, todo=first.todo)

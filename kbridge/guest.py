@@ -140,6 +140,7 @@ class Guest:
             machine=self.machine,
             said=self.recorder.ring,
             memory=None if folder is None else folder / "way-in",
+            seek=None if self._shared is None else self._shared.seek,
         )
 
     # -- the service ----------------------------------------------------------------------------------------

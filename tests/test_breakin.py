@@ -38,6 +38,7 @@ class World:
         broken: tuple[BreakInWay, ...] = (),
         says: bytes = b"",
         memory: Path | None = None,
+        stands: bool | None = None,
     ) -> None:
         self.takes, self.broken, self.says = takes, broken, says
         self.sent: list[BreakInWay | bytes] = []
@@ -45,6 +46,7 @@ class World:
         self.ring.append(b"sysrq: HELP from long ago\n")
         self.waited: list[float] = []
         self.writes = True
+        self.sought: list[int] = []
         own: Any = self
         line = None if console is None else own
         self.breaks = Breaks(console, lambda: line, own if machine else None)
@@ -55,6 +57,7 @@ class World:
             machine=own if machine else None,
             said=self.ring,
             memory=memory,
+            seek=None if stands is None else lambda: self.sought.append(1) is None and stands,
         )
 
     def _send(self, way: BreakInWay) -> None:
@@ -80,7 +83,7 @@ class World:
     async def arrived(self, seconds: float) -> bool:
         self.waited.append(seconds)
         self.ring.append(self.says)
-        return self.takes in self.sent
+        return self.takes in self.sent or bool(self.sought)
 
     def enter(self) -> BreakInWay | None:
         self.sent.clear()
@@ -222,6 +225,19 @@ def test_a_failed_attempt_can_be_repeated() -> None:
     world.refused()
     world.takes = SERIAL
     assert world.enter() is SERIAL
+
+
+def test_a_kernel_that_stands_in_silence_is_asked_when_nothing_else_says_a_word() -> None:
+    world = World(SYSRQ, stands=True)
+    assert world.enter() is None
+    assert world.sent == [SERIAL, b"g"]
+    assert world.break_in.worked is None
+    # It is not where it said something, and so runs, nor where there is nobody to ask it.
+    world = World(SYSRQ, stands=True, says=b"tick 3\r\n")
+    world.refused()
+    assert world.sought == []
+    world = World(SYSRQ, stands=False)
+    world.refused()
 
 
 def test_who_comes_meanwhile_waits_and_finds_the_kernel_standing() -> None:

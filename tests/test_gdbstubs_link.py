@@ -354,7 +354,7 @@ def test_on_a_noisy_line_packets_are_sent_again_sooner_but_for_a_resume() -> Non
 
 
 def test_a_copy_that_met_the_answer_to_the_first_has_nothing_else_sent_again() -> None:
-    """kgdb was slow: it answers the first copy and, at the ``$`` of the second, gives the answer up by a ``-``."""
+    """Kgdb was slow: it answers the first copy and, at the ``$`` of the second, gives the answer up by a ``-``."""
     link = noisy()
     link.send(b"m1000,4", 0)
     link.expire(1.0)

@@ -83,6 +83,8 @@ def test_noise_harms_no_answer_and_what_it_stops_goes_on(board: Wired) -> None:
     often = linked(board.guest["vmlinux"], OFTEN)[OFTEN]
     board.wire.noise(NOISE)
     with start(GDB_13, board) as a:
+        # It waits two seconds for an answer, and is out of step after that.
+        a.run("set remotetimeout 30")
         a.break_at(often)
         for _ in range(6):
             a.go()

@@ -332,6 +332,18 @@ class SharedLineTest(TestCase):
         assert self.line.take() == b"s\r"
         assert self.words[-1] == Told.DELIVERED.value
 
+    async def test_a_guest_that_has_stood_is_sought_when_it_is_silent(self) -> None:
+        assert not self.shared.seek()
+        (await self.held()).close()
+        self.shared.machine_reset()
+        self.reactor.turn()
+        assert not self.shared.seek()
+        one = await self.client()
+        self.sends(one, b"$?#3f")
+        assert self.line.take() == b""
+        assert self.shared.seek()
+        assert self.line.take() == b"$?#3f"
+
     async def test_closing_leaves_no_timer(self) -> None:
         await self.held()
         self.shared.write(b"x")

@@ -59,6 +59,8 @@ class SharedLine:
         self._listeners: tuple[Words, ...] = ()
         self._timer: IDelayedCall | None = None
         self._unattended = 0
+        self._has_stood = False
+        """Whether the guest has ever shown that kgdb is on this line."""
 
     def opened(self, line: ConsoleLine) -> None:
         """Take the line, which was opened with this as its sink."""
@@ -245,6 +247,19 @@ class SharedLine:
         self._waiting = b""
         self._demux.keys.is_attended = False
 
+    def seek(self) -> bool:
+        """Let the client ask a guest of which nothing shows that it stands; False where it never stood, or none asks.
+
+        If the guest runs, the console's program reads the question.
+        """
+        if self._client is None or not self._has_stood:
+            return False
+        self._is_sought = True
+        waiting, self._waiting = self._waiting, b""
+        if waiting:
+            self._send(waiting)
+        return True
+
     # -- what the demultiplexer decides -----------------------------------------------------------------------
 
     def machine_reset(self) -> None:
@@ -276,6 +291,7 @@ class SharedLine:
 
     def _to_client(self, data: bytes) -> None:
         self._is_sought = False
+        self._has_stood = True
         if self._client is not None:
             self._client.send(data)
         elif self._unattended < self._demux.counts.packets:
