@@ -27,8 +27,8 @@ BYTES_A_SECOND: Final = 960
 """Of the slowest line on which a packet's length alone does not have it sent again: 9600 baud."""
 NOISY_SECONDS: Final = 1.0
 """The time-out on a line that has harmed a packet: gdb waits two seconds for what takes several.  Not for a resume,
-which somebody else would read if it was sent again to a target that runs, nor for a first question, which may be waiting
-for the target to stop."""
+which somebody else would read if it was sent again to a target that runs, nor for a first question, which may be
+waiting for the target to stop."""
 MOST_QUEUED: Final = 1024
 
 
