@@ -67,6 +67,8 @@ _WAITS: Final = re.compile(
     rb"(?:KGDB: (?:[A-Za-z. ]{1,20} or \$3#33 for KDB|Waiting for remote debugger|Entering KGDB)"
     rb"|Entering please attach debugger or use \$D#44\+ or \$3#33)\r?\n$"
 )
+# A stop that noise has made text, with nothing behind it: wherever a byte was harmed, one of these is left.
+_HARMED_STOP: Final = re.compile(rb"(?:\$T[0-9a-f]{2}(?:thr|.{0,4}ead:)|thread:[0-9a-f])[^\r\n]{0,32}$")
 _MOST_TAIL: Final = 64
 _DIGITS: Final[tuple[bytes, ...]] = tuple(b"%02x" % value for value in range(256))
 
@@ -204,7 +206,8 @@ class LineDemultiplexer:
     @property
     def _again_at(self) -> float | None:
         """When the reply that is owed is to be asked for again."""
-        return self._last + AGAIN if self._is_garbled and self._asks and not self._kept else None
+        is_owed = self._asks or self.state is State.RUNS
+        return self._last + AGAIN if self._is_garbled and is_owed and not self._kept else None
 
     @property
     def silent_at(self) -> float | None:
@@ -301,7 +304,8 @@ class LineDemultiplexer:
             self._decide()
         if self._again_at is not None and now >= self._again_at:
             self._is_garbled = False
-            if self._may_be_damaged():
+            if self.state is State.RUNS or self._may_be_damaged():
+                self.counts.damaged += self.state is State.RUNS
                 self.output.append(Again())
         if self.keys.wait:
             self._give()
@@ -539,7 +543,9 @@ class LineDemultiplexer:
         if self.is_waiting:
             self.keys.stopped_in_silence(self._now)
         self.keys.echoed(self._now)
-        if self.state is State.DOUBT:
+        if self.state is State.RUNS:
+            self._is_garbled = self.keys.is_attended and _HARMED_STOP.search(self._tail) is not None
+        elif self.state is State.DOUBT:
             self._doubted += len(data)
             if self._resuming or self._doubted >= MOST_DOUBT:
                 self._run()

@@ -661,6 +661,26 @@ def test_a_reply_that_noise_has_made_text_is_asked_for_again() -> None:
     assert line.state is State.HELD
 
 
+@pytest.mark.parametrize("place", range(len(STOP)))
+@pytest.mark.parametrize("harm", [b"", b"~", b"\x04"])
+def test_a_stop_that_noise_has_made_text_is_asked_for_again(place: int, harm: bytes) -> None:
+    harmed = STOP[:place] + harm + STOP[place + 1 :]
+    for attended in (True, False):
+        line = LineDemultiplexer()
+        line.keys.is_attended = attended
+        line.received(b"tick 1\r\n" + harmed, 1.0)
+        line.expired(1.0 + UNFINISHED)
+        line.expired(1.0 + AGAIN)
+        assert console(line.output) == b"tick 1\r\n" + harmed
+        # Nobody is there who could ask, or somebody is.
+        assert (Again() in line.output) is attended
+    line = LineDemultiplexer()
+    line.keys.is_attended = True
+    line.received(harmed + b"\r\n", 1.0)
+    line.expired(2.0)
+    assert Again() not in line.output
+
+
 def test_a_reply_that_was_harmed_too_often_is_not_asked_for_for_ever() -> None:
     line = held()
     line.sent_to_stub(b"+" + frame(b"g"))
