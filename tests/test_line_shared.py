@@ -13,7 +13,7 @@ import pytest
 from twisted.internet.task import Clock
 from twisted.trial.unittest import TestCase
 
-from gdbstubs.demux import AGAIN, DAMAGED, SILENCE
+from gdbstubs.demux import AGAIN, DAMAGED, SILENCE, UNFINISHED
 from gdbstubs.keys import AT_ONCE, MOST_TYPED, RUNNING, UNECHOED, Told
 from gdbstubs.wire import frame
 from kbridge.console.recorder import Recorder
@@ -317,6 +317,22 @@ class SharedLineTest(TestCase):
         self.says(b"+0102#c3", then=AGAIN + 0.01)
         assert self.hears(one) == b"+" + DAMAGED
         assert self.console.endswith(b"0102#c3")
+
+    async def test_a_stop_that_noise_has_made_text_is_refused_although_the_guest_seems_to_run(self) -> None:
+        one = await self.held()
+        self.sends(one, b"+$c#63")
+        self.says(b"+tick\r\n")
+        self.says(STOP.replace(b"d:", b":"), then=UNFINISHED + AGAIN + 0.01)
+        assert self.hears(one) == b"+" + DAMAGED
+        self.line.take()
+        self.sends(one, b"-")
+        assert self.line.take() == b"-"
+        # Once, and nothing else.
+        self.sends(one, b"-")
+        self.sends(one, b"$g#67")
+        assert self.line.take() == b""
+        self.says(STOP, then=2 * SILENCE)
+        assert self.hears(one) == STOP
 
     async def test_keys_that_kgdb_has_read_are_typed_once_more(self) -> None:
         one = await self.client()

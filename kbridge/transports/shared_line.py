@@ -58,6 +58,8 @@ class SharedLine:
         """Whether the client may ask a guest of which nothing shows that it stands."""
         self._listeners: tuple[Words, ...] = ()
         self._timer: IDelayedCall | None = None
+        self._is_asked_again = False
+        """Whether the client is about to refuse what noise has made text."""
         self._unattended = 0
         self._has_stood = False
         """Whether the guest has ever shown that kgdb is on this line."""
@@ -226,6 +228,11 @@ class SharedLine:
         return theirs
 
     def _from_client(self, data: bytes) -> None:
+        if data == b"-" and self._is_asked_again:
+            # Also to a guest that seems to run: its stop was harmed.
+            self._is_asked_again = False
+            self._send(data)
+            return
         if not (self.stands or self._is_sought):
             if data not in self._waiting and len(self._waiting) + len(data) <= MOST_WAITING:
                 self._waiting += data
@@ -279,7 +286,9 @@ class SharedLine:
                     case Stub(data):
                         self._to_client(data)
                     case Again():
-                        self._to_client(DAMAGED)
+                        if self._client is not None:
+                            self._is_asked_again = True
+                            self._client.send(DAMAGED)
                     case Typing(data):
                         self._write_keys(data)
                     case Told() as told:
