@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kbridge import way_in
@@ -300,6 +300,7 @@ def test_a_disk_that_is_full_does_not_keep_anybody_out(tmp_path: Path, logged_er
 WAYS = st.lists(st.sampled_from([way for way in BreakInWay if way is not SYSRQ]), min_size=1, unique=True)
 
 
+@settings(deadline=None)
 @given(ways=WAYS, data=st.data())
 def test_what_is_kept_comes_back(ways: list[BreakInWay], data: st.DataObject) -> None:
     import tempfile
