@@ -1,0 +1,257 @@
+"""Images of real guests that have panicked, KASLR on, opened by gdb, drgn and crash: what the live guest showed."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bridge_lab import wait_for
+from image_lab import take
+from sharing_lab import Shared
+from test_symbols_served import Console
+
+from kbridge.crash.core_file import CoreFile
+
+pytestmark = [pytest.mark.guest, pytest.mark.gdb]
+
+StartGuest = Callable[..., dict[str, Any]]
+PANIC = ("panic", "sysrq_handle_crash", "__handle_sysrq", "write_sysrq_trigger", "vfs_write", "ksys_write")
+TASK = re.compile(
+    r"(?m)^\*? +(\d+) +Thread (\d+) \((?:CPU#(\d+)(?: \[(\d+) (\S+)\])?|(\d+) (.+?) \[(\w+)\])\)"
+)
+
+
+@dataclass(frozen=True)
+class Dead:
+    """A guest that has panicked, its image, and what it showed before it was gone."""
+
+    image: Path
+    facts: dict[str, Any]
+    live: str
+    tasks: dict[int, str]
+    files: tuple[str, ...]
+    release: str
+    gdb_scripts: bool
+
+    def open(self, *arguments: str, image: Path | None = None, timeout: float = 100) -> str:
+        done = self.run(*arguments, image=image, timeout=timeout)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    def run(
+        self, *arguments: str, image: Path | None = None, timeout: float = 100
+    ) -> subprocess.CompletedProcess[str]:
+        tool, rest = arguments[0], arguments[1:]
+        return subprocess.run(
+            [sys.executable, "-m", "kbridge", "crash", "open", "--with", tool, *self.files, str(image or self.image)]
+            + (["--", *rest] if rest else []),
+            capture_output=True, text=True, timeout=timeout, check=False, stdin=subprocess.DEVNULL,
+            env={**os.environ, "DEBUGINFOD_URLS": "", "TMPDIR": str(self.image.parent)},
+        )  # fmt: skip
+
+    def gdb(self, *commands: str) -> str:
+        return self.open("gdb", "-nx", "-batch", *(word for one in commands for word in ("-ex", one)))
+
+
+def die(start_guest: StartGuest, folder: Path, *arguments: str) -> Dead:
+    with Shared(start_guest, *arguments) as shared:
+        with Console(shared) as console:
+            said = console.run(
+                'for p in /proc/[0-9]*; do read -r c <$p/comm && echo "${p#/proc/} $c"; done 2>/dev/null'
+            )
+            console.type("echo c >/proc/sysrq-trigger")
+        wait_for(lambda: shared.state() == "panicked", "a guest that has panicked")
+        commands = ("-ex", "thread 1", "-ex", "bt", "-ex", "thread 2", "-ex", "bt")
+        live = shared.run("gdb", "web1", "--", "-nx", "-batch", *commands).stdout
+        facts = take(f"{shared.dir}/monitor", folder / "vmcore")
+        tasks = {int(pid): name for pid, _, name in (line.partition(" ") for line in said.splitlines())}
+        guest = shared.guest
+        scripts = Path(guest["vmlinux"]).with_name("vmlinux-gdb.py").exists()
+        files = ("--vmlinux", guest["vmlinux"], "--debug-dir", guest["debug_dir"])
+        return Dead(folder / "vmcore", facts, live, tasks, files, guest["release"], scripts)
+
+
+@pytest.fixture(scope="module")
+def cloud(shared_cloud_guest: StartGuest, tmp_path_factory: pytest.TempPathFactory) -> Dead:
+    """Without the device that tells QEMU the kernel's VMCOREINFO."""
+    return die(shared_cloud_guest, tmp_path_factory.mktemp("cloud"), "--no-vmcoreinfo")
+
+
+@pytest.fixture(scope="module")
+def kgdb(shared_kgdb_guest: StartGuest, tmp_path_factory: pytest.TempPathFactory) -> Dead:
+    """With it."""
+    return die(shared_kgdb_guest, tmp_path_factory.mktemp("kgdb"))
+
+
+@pytest.fixture(scope="module", params=["cloud", "kgdb"])
+def dead(request: pytest.FixtureRequest) -> Dead:
+    found: Dead = request.getfixturevalue(request.param)
+    return found
+
+
+def backtraces(said: str) -> list[list[str]]:
+    """Each backtrace as gdb prints it, innermost frame first; the line that names a thread begins one too."""
+    found: list[list[str]] = []
+    for line in said.splitlines():
+        if line.startswith("#0 "):
+            found.append([])
+        if re.match(r"#\d+ ", line) and found:
+            found[-1].append(line)
+    return [one for one in found if len(one) > 1]
+
+
+def functions(backtrace: list[str]) -> list[str]:
+    found = (re.match(r"#\d+ +(?:0x[0-9a-f]+ in )?(\w+) \(", line) for line in backtrace)
+    return [one[1] for one in found if one is not None]
+
+
+def test_an_image_has_vmcoreinfo_with_the_device_and_without(cloud: Dead, kgdb: Dead) -> None:
+    assert (cloud.facts["from"], kgdb.facts["from"]) == ("memory", "guest")
+    for one in (cloud, kgdb):
+        core = CoreFile.open(one.image)
+        text = core.head.vmcoreinfo()
+        core.close()
+        assert text is not None
+        assert text.startswith(f"OSRELEASE={one.release}\n".encode())
+        assert one.facts["file_bytes"] < one.facts["memory_bytes"] / 4
+
+
+def test_gdb_shows_what_it_showed_on_the_live_guest(dead: Dead) -> None:
+    said = dead.gdb("thread 1", "bt", "thread 2", "bt")
+    assert len(backtraces(said)) == 2
+    # To the letter: functions, arguments, files and lines, of both processors.
+    assert backtraces(said) == backtraces(dead.live)
+    (of_panic,) = [one for one in backtraces(said) if "sysrq_handle_crash" in "".join(one)]
+    assert [one for one in functions(of_panic) if one in PANIC] == list(PANIC)
+
+
+def test_the_processor_that_panicked_is_shown_first_and_all_tasks_are_threads(dead: Dead) -> None:
+    said = dead.gdb("bt", "info threads", "monitor status")
+    assert "sysrq_handle_crash" in functions(backtraces(said)[0])
+    threads = TASK.findall(said)
+    processors = [one for one in threads if one[2]]
+    assert [one[2] for one in processors] == ["0", "1"]
+    assert [one[4] for one in processors if one[3]] == ["sh"]
+    shown = {int(one[5]): one[6] for one in threads if one[5]}
+    # What is short-lived may have ended between the list and the panic.
+    lasting = {pid: name for pid, name in dead.tasks.items() if pid in shown}
+    assert len(lasting) > 20
+    assert len(dead.tasks) - len(lasting) < 5
+    for pid, name in lasting.items():
+        assert name[:15] == shown[pid] or "worker" in name
+    assert f"tasks      {len(shown) + 2}" in said
+    # Each of them stands where it was switched away from.
+    assert "?? ()" not in said.partition("Target Id")[2].partition("image ")[0]
+
+
+def test_a_sleeping_task_has_its_stack(dead: Dead) -> None:
+    said = dead.gdb("thread 3", "bt")
+    assert "(Thread 1000001)" in said
+    assert functions(backtraces(said)[0])[:4] == ["context_switch", "__schedule", "schedule", "do_wait"]
+
+
+def test_a_task_has_its_own_memory(kgdb: Dead) -> None:
+    task = "((struct task_struct *)((char *)init_task.tasks.next - (long)&((struct task_struct *)0)->tasks))"
+    said = kgdb.gdb("thread 3", f"x/s {task}->mm->arg_start", "thread 4", f"x/s {task}->mm->arg_start")
+    assert re.search(r'(?m)^0x[0-9a-f]+:\t"/bin/sh"$', said)
+    # A thread of the kernel's own has none.
+    assert "Cannot access memory at address" in said.rpartition("(Thread 1000002)")[2]
+
+
+def test_nothing_can_be_changed_or_resumed_and_the_user_is_told(kgdb: Dead) -> None:
+    said = kgdb.gdb(
+        "set var $rax = 1",
+        "set var jiffies = 1",
+        "monitor status",
+        "break panic",
+        "continue",
+        "stepi",
+        "p $pc",
+    )
+    assert "is a memory image: its memory cannot be changed" in said
+    assert said.count("is a memory image: nothing in it runs, forwards or backwards") >= 2
+    assert "is a memory image: its registers cannot be changed" in said
+
+
+def test_the_kernels_own_gdb_scripts_work(kgdb: Dead) -> None:
+    assert kgdb.gdb_scripts
+    said = kgdb.gdb(
+        "lx-version", "lx-lsmod", "p $lx_task_by_pid(1)->comm", "monitor modules", "monitor symbols"
+    )
+    assert f"Linux version {kgdb.release}" in said
+    assert re.search(r"(?m)^0x[0-9a-f]+ +dummy ", said)
+    assert '"init' in said
+    assert re.search(r"(?m)^dummy +0x", said)
+    assert "its build-id was read back" in said
+
+
+def test_drgn_shows_the_same_task_and_backtrace(dead: Dead) -> None:
+    code = (
+        "thread = prog.crashed_thread(); print(thread.object.comm.string_().decode(), thread.object.pid.value_());"
+        "print([frame.name for frame in thread.stack_trace()])"
+    )
+    said = dead.open("drgn", "-q", "-e", code)
+    assert said.startswith("sh ")
+    names = re.findall(r"'(\w+)'", said)
+    assert [one for one in names if one in PANIC] == list(PANIC)
+    (gdbs,) = [functions(one) for one in backtraces(dead.live) if "sysrq_handle_crash" in "".join(one)]
+    assert [one for one in names if one in gdbs] == [one for one in gdbs if one in names]
+
+
+@pytest.mark.slow
+def test_crash_shows_the_same_task_and_backtrace(dead: Dead, tmp_path: Path) -> None:
+    commands = tmp_path / "commands"
+    commands.write_text("bt\nquit\n")
+    said = dead.open("crash", "-s", "-i", str(commands), timeout=150)
+    assert re.search(r'PID: \d+ +TASK: [0-9a-f]+ +CPU: \d +COMMAND: "sh"', said)
+    names = re.findall(r"(?m)^ *#\d+ \[[0-9a-f]+\] (\w+)", said)
+    assert [name for name in names if name in PANIC] == [name for name in PANIC if name in names]
+    # What never returns is called last of all, so that crash, which goes by return addresses, may pass over its caller.
+    assert set(PANIC) - set(names) <= {"sysrq_handle_crash"}
+    # Nothing is left of what was unpacked.
+    assert [one.name for one in dead.image.parent.iterdir()] == [dead.image.name]
+
+
+def test_an_encrypted_image_in_the_folder_of_a_crash(kgdb: Dead, tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    said = subprocess.run(["age-keygen", "-o", str(key)], capture_output=True, text=True, check=True).stderr
+    folder = tmp_path / "crash"
+    folder.mkdir()
+    subprocess.run(
+        ["age", "--encrypt", "-r", said.split()[-1], "-o", str(folder / "vmcore.age"), str(kgdb.image)],
+        check=True,
+    )
+    done = kgdb.run("gdb", image=folder)
+    assert (done.returncode, done.stderr) == (
+        1,
+        f"kbridge: {folder}/vmcore.age is encrypted; give the file with the secret key: --identity FILE\n",
+    )
+    dead = Dead(**{**vars(kgdb), "files": (*kgdb.files, "--identity", str(key))})
+    said = dead.open("gdb", "-nx", "-batch", "-ex", "bt", image=folder)
+    assert "sysrq_handle_crash" in said
+    assert [one.name for one in kgdb.image.parent.iterdir()] == ["vmcore"]
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("absent", "absent cannot be read: No such file or directory"),
+        ("folder", "folder has no memory image: none of vmcore, "),
+        ("text", "text is no memory image that can be read: it is no 64-bit little-endian ELF file"),
+    ],
+)
+def test_what_is_no_image_is_said(kgdb: Dead, tmp_path: Path, what: str, words: str) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "text").write_text("text " * 100)
+    for tool in ("gdb", "drgn", "crash"):
+        done = kgdb.run(tool, image=tmp_path / what)
+        assert done.returncode == 1
+        assert done.stderr.startswith("kbridge: ")
+        assert words in done.stderr
