@@ -167,7 +167,7 @@ def test_a_task_has_its_own_memory(kgdb: Dead) -> None:
 
 def test_nothing_can_be_changed_or_resumed_and_the_user_is_told(kgdb: Dead) -> None:
     said = kgdb.gdb(
-        "set var $rax = 1",
+        "set var $rip = 1",
         "set var jiffies = 1",
         "monitor status",
         "break panic",

@@ -1,18 +1,23 @@
-"""gdb on a memory image: a relay for it in this process, for as long as gdb runs."""
+"""gdb on a memory image: a relay for it in this process, for as long as gdb runs.
+
+gdb is started first, and finds a socket that listens: it begins while the relay is still being loaded.
+"""
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kbridge.commands.gdb_command import gdb_arguments
+from kbridge.crash.core_file import CoreFile
 from kbridge.errors import KbridgeError
 
 if TYPE_CHECKING:
@@ -34,49 +39,74 @@ def run_gdb(
     found = shutil.which(program)
     if found is None:
         raise KbridgeError(f"cannot run {program}", why="it is not installed", todo="apt-get install gdb")
-    # The reactor is installed for good as it is loaded.
-    from twisted.internet import reactor  # noqa: PLC0415
-
-    from kbridge.crash.core_file import CoreFile  # noqa: PLC0415
-    from kbridge.crash.core_relay import CoreRelay  # noqa: PLC0415
-    from kbridge.debuginfo.finders import Finder  # noqa: PLC0415
-
     core = CoreFile.open(path)
     with tempfile.TemporaryDirectory(prefix="kbridge-") as folder:
-        socket, links = Path(folder, "gdb"), Path(folder, "debug")
+        place, links = Path(folder, "gdb"), Path(folder, "debug")
         links.mkdir()
-        relay = CoreRelay(reactor, core, name, Finder(vmlinux, folders), links)
-        relay.start(socket)
+        listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        # The folder is its owner's alone.
+        listening.bind(str(place))
+        listening.listen()
         status = {
             "debug_dirs": [*map(str, folders), str(links)],
             "vmlinux": None if vmlinux is None else str(vmlinux),
         }
+        with _running([found, *gdb_arguments(status, str(place)), *arguments]) as process:
+            _serve(process, core, name, vmlinux, folders, place, listening, links)
+    core.close()
+    # As a shell tells it.
+    return 128 - process.returncode if process.returncode < 0 else process.returncode
+
+
+@contextmanager
+def _running(command: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a program on this terminal; what ends us ends it."""
+    with subprocess.Popen(command) as process:  # noqa: S603 (its user's own program)
+
+        def end(number: int, frame: FrameType | None) -> None:
+            process.terminate()
+
+        # An interrupt is the program's, which is in the same group on this terminal.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGQUIT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, end)
+        signal.signal(signal.SIGHUP, end)
         try:
-            return _serve(reactor, [found, *gdb_arguments(status, str(socket)), *arguments])
-        finally:
-            relay.stop()
-            core.close()
+            yield process
+        except BaseException:
+            process.terminate()
+            raise
 
 
-def _serve(reactor: Any, command: Sequence[str]) -> int:
-    """Run a program on this terminal, and the reactor as long as it runs; return its exit status."""
-    process = subprocess.Popen(command)  # noqa: S603 (its user's own program)
-    # An interrupt is the program's, which is in the same group on this terminal; what ends us ends it too.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGQUIT, signal.SIG_IGN)
+def _serve(
+    process: subprocess.Popen[bytes],
+    core: CoreFile,
+    name: str,
+    vmlinux: Path | None,
+    folders: Sequence[Path],
+    place: Path,
+    listening: socket.socket,
+    links: Path,
+) -> None:
+    """Serve the image for as long as a program runs."""
+    # It takes the time in which gdb begins.
+    from twisted.internet import reactor as installed  # noqa: PLC0415
 
-    def end(number: int, frame: FrameType | None) -> None:
-        process.terminate()
+    from kbridge.crash.core_relay import CoreRelay  # noqa: PLC0415
+    from kbridge.debuginfo import kept_files  # noqa: PLC0415
+    from kbridge.debuginfo.finders import Finder  # noqa: PLC0415
 
-    signal.signal(signal.SIGTERM, end)
-    signal.signal(signal.SIGHUP, end)
+    # Typed as a module by what installs it.
+    reactor: Any = installed
+    relay = CoreRelay(reactor, core, name, Finder(vmlinux, folders), links, kept_files.folder())
+    relay.start(place, listening)
 
     def wait() -> None:
         process.wait()
         reactor.callFromThread(reactor.stop)
 
     reactor.callWhenRunning(threading.Thread(target=wait, daemon=True).start)
-    reactor.run(installSignalHandlers=False)
-    status = process.returncode
-    # As a shell tells it.
-    return 128 - status if status < 0 else int(status or os.EX_OK)
+    try:
+        reactor.run(installSignalHandlers=False)
+    finally:
+        relay.stop()

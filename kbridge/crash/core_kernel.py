@@ -1,7 +1,9 @@
-"""What a core file's kernel says of itself: its tasks, and which processor panicked.
+"""What a core file's kernel says of itself: which processor panicked, then its tasks.
 
 in          a core file, the kernel in it (``GuestKernel``), its file or its own tables
-out         ``Known``: always, with what is missing and why
+out         ``Beginning``, ``Tasks``: always, with what is missing and why
+
+In two steps, because a debugger can begin with the first: tasks are listed while it reads symbols.
 """
 
 from __future__ import annotations
@@ -9,8 +11,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from gdbstubs.target import ThreadId
-from kbridge.crash.core_target import processor_stacks, task_stacks
 from kbridge.debuginfo.kernel import MOST_TYPES_BYTES
 from kbridge.debuginfo.mapping import mapped
 from kbridge.errors import KbridgeError
@@ -24,9 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from kbridge.crash.core_file import CoreFile
     from kbridge.crash.core_memory import CoreMemory
-    from kbridge.crash.core_target import Stack
     from kbridge.debuginfo.kernel import GuestKernel, InThread, Kernel
     from symbols.reads import Search
 
@@ -37,68 +35,85 @@ _PIECE: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
-    """What is known of what ran."""
+class Beginning:
+    """Which kernel it is, and what it did last."""
 
     kernel: Kernel | None
-    tasks: tuple[Task, ...]
-    stacks: Mapping[ThreadId, Stack]
-    """All threads: processors, then tasks."""
-    stopped: ThreadId
-    """The thread to show first: of the processor that panicked, else the first."""
+    places: Mapping[str, int]
+    """Where in memory its symbols are."""
+    panicked: int | None
+    """The number of the processor that panicked; None where none did."""
     problem: str
-    """What is missing, and why."""
+    """Why no kernel is known."""
 
 
-async def look(core: CoreFile, memory: CoreMemory, guest: GuestKernel, in_thread: InThread) -> Known:
-    """Look at all of it."""
-    kernel: Kernel | None = None
-    found: tuple[Task, ...] = ()
-    panicked: int | None = None
-    problem = ""
+@dataclass(frozen=True, slots=True)
+class Tasks:
+    """The kernel's tasks."""
+
+    tasks: tuple[Task, ...]
+    problem: str
+    """Why there are none."""
+
+
+async def begin(memory: CoreMemory, guest: GuestKernel, in_thread: InThread) -> Beginning:
+    """Find the kernel.  Never raises what a file or a memory can be the cause of."""
     try:
         kernel = await guest.look()
-        places, types = await in_thread(lambda: _places(kernel, memory))
-        panicked = memory.search(_panicked(places))
-        if types is None:
-            problem = "tasks are not shown: the kernel has no types (CONFIG_DEBUG_INFO_BTF)"
-        else:
-            where = await in_thread(lambda: tasks.layout(Btf(types)))
-            found = memory.search(tasks.read(where, places[tasks.INIT_SYMBOL]))
-    except (SymbolError, KbridgeError, OSError, ValueError, KeyError) as error:
-        problem = f"{'no kernel is found' if kernel is None else 'tasks are not shown'}: {error}"
-    stacks = processor_stacks(core, found)
-    if memory.tables is not None:
-        stacks |= task_stacks(core, found, memory.tables)
-    first = ThreadId(1 if panicked is None or panicked >= len(core.processors) else panicked + 1)
-    return Known(kernel, found, stacks, first, problem)
+        places: dict[str, int] = await in_thread(lambda: _places(kernel))
+        return Beginning(kernel, places, memory.search(_panicked(places)), "")
+    except (SymbolError, KbridgeError, OSError, ValueError) as error:
+        return Beginning(None, {}, None, f"no kernel is found: {error}")
 
 
-def _places(kernel: Kernel, memory: CoreMemory) -> tuple[dict[str, int], bytes | None]:
-    """Return where in memory the symbols are, and the kernel's types."""
+async def read_tasks(memory: CoreMemory, begun: Beginning, in_thread: InThread) -> Tasks:
+    """List the tasks.  Never raises what a file or a memory can be the cause of."""
+    kernel = begun.kernel
+    if kernel is None:
+        return Tasks((), begun.problem)
+    try:
+        if tasks.INIT_SYMBOL not in begun.places:
+            raise tasks.TasksError(f"the kernel's symbols do not tell where {tasks.INIT_SYMBOL} is")
+        types = _types_in_memory(memory, begun.places) if kernel.path is None else None
+        where = await in_thread(lambda: _layout(kernel.path, types))
+        return Tasks(memory.search(tasks.read(where, begun.places[tasks.INIT_SYMBOL])), "")
+    except (SymbolError, KbridgeError, OSError, ValueError) as error:
+        return Tasks((), f"tasks are not shown: {error}")
+
+
+def _places(kernel: Kernel) -> dict[str, int]:
     if kernel.path is None:
         assert kernel.own is not None, "a kernel has a file, or its own tables"
-        places = kernel.own.symbols.find(*_SYMBOLS)
-        start, stop = (places.get(one, 0) for one in _TYPES)
-        if not 0 < stop - start <= MOST_TYPES_BYTES:
-            return places, None
-        return places, b"".join(memory.read(at, min(_PIECE, stop - at)) for at in range(start, stop, _PIECE))
-    return _in_file(kernel.path, kernel.slide or 0)
-
-
-def _in_file(path: Path, slide: int) -> tuple[dict[str, int], bytes | None]:
-    with mapped(path) as image:
+        return kernel.own.symbols.find(*_SYMBOLS)
+    with mapped(kernel.path) as image:
         values = elf.symbol_values(image, _SYMBOLS)
-        section = next((one for one in elf.sections(image) if one.name == ".BTF"), None)
-        types: bytes | None = None
-        if section is not None and section.kind != elf.SHT_NOBITS:
+    return {name: value + (kernel.slide or 0) for name, value in values.items()}
+
+
+def _types_in_memory(memory: CoreMemory, places: Mapping[str, int]) -> bytes:
+    start, stop = (places.get(one, 0) for one in _TYPES)
+    if not 0 < stop - start <= MOST_TYPES_BYTES:
+        raise _no_types()
+    return b"".join(memory.read(at, min(_PIECE, stop - at)) for at in range(start, stop, _PIECE))
+
+
+def _layout(path: Path | None, types: bytes | None) -> tasks.TaskLayout:
+    if types is None:
+        assert path is not None, "types are in memory, or in a file"
+        with mapped(path) as image:
+            section = next((one for one in elf.sections(image) if one.name == ".BTF"), None)
+            if section is None or section.kind == elf.SHT_NOBITS:
+                raise _no_types()
             elf.check_inside(image, section)
             types = image[section.offset : section.offset + section.size]
-    return {name: value + slide for name, value in values.items()}, types
+    return tasks.layout(Btf(types))
+
+
+def _no_types() -> tasks.TasksError:
+    return tasks.TasksError("the kernel has no types (CONFIG_DEBUG_INFO_BTF)")
 
 
 def _panicked(places: Mapping[str, int]) -> Search[int | None]:
-    """Return the number of the processor that panicked; None if none did."""
     at = places.get(PANIC_SYMBOL)
     if at is None:
         return None

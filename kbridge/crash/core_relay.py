@@ -25,11 +25,13 @@ from twisted.logger import Logger
 
 from gdbstubs.errors import LinkFailed, RemoteProtocolError
 from gdbstubs.server import Server
-from kbridge.crash.core_kernel import Known, look
+from gdbstubs.target import ThreadId
+from kbridge.crash.core_kernel import Beginning, Tasks, begin, read_tasks
 from kbridge.crash.core_memory import CoreMemory
-from kbridge.crash.core_target import CoreTarget
+from kbridge.crash.core_target import CoreTarget, Threads
 from kbridge.debuginfo.kernel import GuestKernel
 from kbridge.debuginfo.objects import DebuggerObjects
+from kbridge.errors import ImageError
 from kbridge.transports.streams import PRIVATE, Listener, Stream
 
 if TYPE_CHECKING:
@@ -48,28 +50,37 @@ monitor info version           what is behind this stub
 class CoreRelay:
     """Serves one core file on a unix socket; the module's text says how.
 
-    ``name`` is what its users call it; ``links``: a folder for debug files as gdb looks for them by build-id.
+    ``name`` is what its users call it; ``links``: a folder for debug files as gdb looks for them by build-id; ``kept``:
+    one for main files that were made.
     """
 
     _log = Logger()
 
-    def __init__(self, reactor: Any, core: CoreFile, name: str, finder: Finder, links: Path) -> None:
+    def __init__(
+        self, reactor: Any, core: CoreFile, name: str, finder: Finder, links: Path, kept: Path
+    ) -> None:
         self._reactor = reactor
         self._core = core
         self._name = name
         self._memory = CoreMemory(core)
         self._kernel = GuestKernel(self._memory, finder, self._in_thread)
-        self._objects = DebuggerObjects(reactor, name, self._memory, finder, links, kernel=self._kernel)
+        self._objects = DebuggerObjects(
+            reactor, name, self._memory, finder, links, kernel=self._kernel, kept=kept
+        )
         self._listener: Listener | None = None
         self._sessions: dict[int, Stream] = {}
         self._last = 0
-        self._looking: Deferred[Known] | None = None
-        self._known: Known | None = None
-        self._waiting: list[Callable[[Known], None]] = []
+        self._begun: Beginning | None = None
+        self._tasks: Tasks | None = None
+        self._threads: Threads | None = None
+        self._waiting: list[Callable[[Threads], None]] = []
 
-    def start(self, path: Path) -> None:
-        """Serve debuggers at a path, and begin to look at what is in the file.  Raises ``KbridgeError``."""
-        self._listener = Listener(self._reactor, path, self._accepted, PRIVATE)
+    def start(self, path: Path, listening: socket.socket | None = None) -> None:
+        """Serve debuggers at a path, and begin to look at what is in the file.  Raises ``KbridgeError``.
+
+        ``listening``: a socket that listens there already.
+        """
+        self._listener = Listener(self._reactor, path, self._accepted, PRIVATE, listening)
         self._launch(self._look())
 
     def stop(self) -> None:
@@ -79,20 +90,20 @@ class CoreRelay:
         for stream in tuple(self._sessions.values()):
             stream.abort("the image is closed")
 
-    async def known(self) -> Known:
-        """Return what is in the file, as soon as that is known."""
-        if self._known is not None:
-            return self._known
-        waiting: Deferred[Known] = Deferred()
-        self._waiting.append(waiting.callback)
-        return await waiting
-
     async def _look(self) -> None:
-        known = await look(self._core, self._memory, self._kernel, self._in_thread)
-        self._known = known
+        self._begun = begun = await begin(self._memory, self._kernel, self._in_thread)
+        first = begun.panicked or 0
+        self._threads = threads = Threads(
+            self._core, ThreadId(first + 1 if first < len(self._core.processors) else 1)
+        )
         waiting, self._waiting = self._waiting, []
         for one in waiting:
-            one(known)
+            one(threads)
+        self._tasks = found = await read_tasks(self._memory, begun, self._in_thread)
+        try:
+            threads.complete(self._core, found.tasks, self._memory.tables)
+        except ImageError as error:
+            self._tasks = Tasks((), f"tasks are not shown: {error}")
 
     def _in_thread(self, work: Callable[[], Any]) -> Awaitable[Any]:
         found: Deferred[Any] = deferToThreadPool(self._reactor, self._reactor.getThreadPool(), work)
@@ -124,11 +135,11 @@ class CoreRelay:
     def open_target(self, done: Callable[[CoreTarget], None]) -> None:
         """Give a session its target, as soon as it is known what is in the file."""
 
-        def known(known: Known) -> None:
-            done(CoreTarget(self._core, self._name, known.stacks, known.stopped))
+        def known(threads: Threads) -> None:
+            done(CoreTarget(self._core, self._name, threads))
 
-        if self._known is not None:
-            known(self._known)
+        if self._threads is not None:
+            known(self._threads)
         else:
             self._waiting.append(known)
 
@@ -143,7 +154,8 @@ class CoreRelay:
                 # The kernel's gdb scripts ask this to learn whether they talk to QEMU: any answer will do.
                 done("kbridge, behind it a memory image\n")
             case ["status"]:
-                done(self._status())
+                assert self._threads is not None, "a session was opened"
+                self._threads.when_complete(lambda: done(self._status()))
             case ["symbols"]:
                 self._describe(self._objects.describe(), done)
             case ["modules"]:
@@ -160,14 +172,14 @@ class CoreRelay:
         self._launch(describe())
 
     def _status(self) -> str:
-        assert self._known is not None, "a session was opened"
-        known = self._known
+        assert self._threads is not None
+        problem = "" if self._tasks is None else self._tasks.problem
         lines = [
             f"image      {self._core.name}, {self._core.size:,} bytes of memory",
-            f"processors {len(self._core.processors)}; thread {known.stopped} is shown first",
-            f"tasks      {len(known.tasks)}",
+            f"processors {len(self._core.processors)}; thread {self._threads.stopped} is shown first",
+            f"tasks      {0 if self._tasks is None else len(self._tasks.tasks)}",
         ]
-        return "\n".join([*lines, *([known.problem] if known.problem else [])]) + "\n"
+        return "\n".join([*lines, *([problem] if problem else [])]) + "\n"
 
 
 class _Session:

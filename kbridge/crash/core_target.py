@@ -11,7 +11,7 @@ to the resume that tells.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -78,24 +78,55 @@ def _tables_of(core: CoreFile, task: Task, kernel: Tables) -> Tables:
     return Tables(page.physical + task.tables - page.virtual, kernel.levels)
 
 
+class Threads:
+    """The threads of a core file: its processors at once, its tasks when they are known."""
+
+    def __init__(self, core: CoreFile, stopped: ThreadId) -> None:
+        self.stopped = stopped
+        """The one that is shown first."""
+        self.stacks = processor_stacks(core, ())
+        self.are_complete = False
+        self._waiting: list[Callable[[], None]] = []
+
+    def complete(self, core: CoreFile, tasks: Sequence[Task], kernel: Tables | None) -> None:
+        """Take the tasks, all of them, once.  Raises ``ImageError``: then there are none."""
+        try:
+            asleep = {} if kernel is None else task_stacks(core, tasks, kernel)
+            self.stacks = {**processor_stacks(core, tasks), **asleep}
+        finally:
+            self.are_complete = True
+            waiting, self._waiting = self._waiting, []
+            for one in waiting:
+                one()
+
+    def when_complete(self, done: Callable[[], None]) -> None:
+        """Call ``done`` once the tasks are known."""
+        if self.are_complete:
+            done()
+        else:
+            self._waiting.append(done)
+
+    def listed(self) -> tuple[Thread, ...]:
+        """Return those that are known."""
+        return tuple(Thread(one, stack.says) for one, stack in self.stacks.items())
+
+
 class CoreTarget:
     """A core file through the target port; the module's text says how.
 
-    ``name`` is what words call it; ``stopped`` is the thread that is shown first.
+    ``name`` is what words call it.  The first list of threads is what is known by then: a debugger asks for it before
+    it reads symbols, which takes longer than listing tasks.  Those after it wait for the tasks.
     """
 
     right: Right = Right.CONTROLLER
     """So that what is refused is refused here, in the right words."""
     reverses: bool = False
 
-    def __init__(
-        self, core: CoreFile, name: str, stacks: Mapping[ThreadId, Stack], stopped: ThreadId
-    ) -> None:
+    def __init__(self, core: CoreFile, name: str, threads: Threads) -> None:
         self._core = core
         self._name = name
-        self._stacks = stacks
-        self._stopped = stopped
-        self._threads = tuple(Thread(one, stack.says) for one, stack in stacks.items())
+        self._threads = threads
+        self._has_listed = False
 
     @property
     def description(self) -> Description:
@@ -108,13 +139,13 @@ class CoreTarget:
 
     def why_stopped(self, done: Reply[Stop]) -> None:
         """Tell which thread is shown first."""
-        done(Halted(SIGTRAP, self._stopped))
+        done(Halted(SIGTRAP, self._threads.stopped))
 
     # -- registers ------------------------------------------------------------------------------------------
 
     def read_registers(self, thread: ThreadId, done: Reply[bytes]) -> None:
         """Read all general registers."""
-        stack = self._stacks.get(thread)
+        stack = self._threads.stacks.get(thread)
         if stack is None:
             done(_no_thread(thread))
         else:
@@ -122,7 +153,7 @@ class CoreTarget:
 
     def read_register(self, thread: ThreadId, number: int, done: Reply[bytes]) -> None:
         """Read one register."""
-        stack, register = self._stacks.get(thread), X86_64.numbers.get(number)
+        stack, register = self._threads.stacks.get(thread), X86_64.numbers.get(number)
         if stack is None:
             done(_no_thread(thread))
         elif register is None:
@@ -142,7 +173,7 @@ class CoreTarget:
 
     def read_memory(self, thread: ThreadId, address: int, length: int, done: Reply[bytes]) -> None:
         """Read memory as a thread sees it."""
-        stack = self._stacks.get(thread)
+        stack = self._threads.stacks.get(thread)
         if stack is None:
             done(_no_thread(thread))
             return
@@ -183,11 +214,15 @@ class CoreTarget:
 
     def list_threads(self, done: Reply[tuple[Thread, ...]]) -> None:
         """List processors and tasks."""
-        done(self._threads)
+        if self._has_listed:
+            self._threads.when_complete(lambda: done(self._threads.listed()))
+        else:
+            self._has_listed = True
+            done(self._threads.listed())
 
     def is_alive(self, thread: ThreadId, done: Reply[bool]) -> None:
         """Tell whether a thread exists."""
-        done(thread in self._stacks)
+        done(thread in self._threads.stacks)
 
     def read_description(self, annex: str, done: Reply[bytes | None]) -> None:
         """Read the target description."""

@@ -24,6 +24,7 @@ from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 
 from gdbstubs.modes import Mode
+from kbridge.debuginfo import kept_files
 from kbridge.debuginfo.fetching import Fetcher
 from kbridge.debuginfo.finders import link_debug_file
 from kbridge.debuginfo.kernel import GuestKernel, Kernel, Memory, Unwind
@@ -54,6 +55,8 @@ WORK_SECONDS: Final = 30.0
 MOST_BYTES: Final = 64 << 20
 """Of made files that are kept."""
 MOST_SESSIONS: Final = 256
+_MADE: Final = 1
+"""Goes up whenever a main file is made differently."""
 _NO_FILE: Final = "none of this build-id: names and unwinding are the kernel's own, out of its memory"
 _ENTRIES: Final = ".orc_unwind"
 _PLACES: Final = ".orc_unwind_ip"
@@ -85,6 +88,7 @@ class DebuggerObjects:
     kernel whose file nobody has is not asked for what it says of itself.  ``servers`` are asked for a file that is not
     at hand.  ``claims``: what others say of where the kernel is.  ``sink``
     takes events for the time line.  ``kernel``: what is known of the kernel, where somebody else looks at it too.
+    ``kept``: a folder for main files, so that the next process that serves the same need not make them.
     """
 
     _log = Logger()
@@ -102,12 +106,14 @@ class DebuggerObjects:
         claims: Claims | None = None,
         sink: Callable[[str, dict[str, Any]], None] = _nobody,
         kernel: GuestKernel | None = None,
+        kept: Path | None = None,
     ) -> None:
         self._reactor = reactor
         self._quick = quick
         self._turn = DeferredLock()
         """One looks at the guest's memory at a time: the others find it known."""
         self._links = links
+        self._kept = kept
         self._guest = guest
         self._finder = finder
         self._kernel = kernel or GuestKernel(memory, finder, self._in_thread, claims, quick=quick)
@@ -272,8 +278,15 @@ class DebuggerObjects:
                     raise SymbolError(f"{kernel.path} was changed: its build-id is no longer {build_id}")
                 link_debug_file(self._links, build_id, kernel.path, image)
                 slide = kernel.slide or 0
-                unwinding = _unwinding(kernel.unwinding, _unwind_in(image), -slide)
-                return skeleton.vmlinux_skeleton(image, slide, unwinding)
+
+                def made() -> bytes:
+                    unwinding = _unwinding(kernel.unwinding, _unwind_in(image), -slide)
+                    return skeleton.vmlinux_skeleton(image, slide, unwinding)
+
+                if self._kept is None:
+                    return made()
+                size = kernel.path.stat().st_size
+                return kept_files.kept(self._kept, f"vmlinux-{build_id}@{slide:x}-{size}-{_MADE}", made)
 
         self._offer(name, make)
         return name

@@ -172,7 +172,7 @@ class Listener:
     """A listening unix socket that hands over connected sockets.
 
     A stale socket file is replaced; one on which somebody still listens is an error.  The file is removed when
-    the listener stops, if it is still ours.
+    the listener stops, if it is still ours.  ``listening``: a socket that listens at ``path`` already.
     """
 
     def __init__(
@@ -181,30 +181,36 @@ class Listener:
         path: Path,
         accepted: Callable[[socket.socket], None],
         access: SocketAccess = PRIVATE,
+        listening: socket.socket | None = None,
     ) -> None:
         self._reactor = reactor
         self.path = path
         self._accepted = accepted
-        replace_stale(path)
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket = listening or self._listen(access)
         self._socket.setblocking(False)
+        self._inode = path.stat().st_ino
+        self._connected = True
+        self._reactor.addReader(self)
+
+    def _listen(self, access: SocketAccess) -> socket.socket:
+        path = self.path
+        replace_stale(path)
+        made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         # The mode must be right from the first moment, not after a chmod.
         old = os.umask(0o777 & ~access.mode)
         try:
-            self._socket.bind(str(path))
+            made.bind(str(path))
             if access.group is not None:
                 os.chown(path, -1, access.group)
         except OSError as error:
-            self._socket.close()
+            made.close()
             raise KbridgeError(
                 f"cannot make the socket {path}", why=str(error), todo="check the folder and its owner"
             ) from error
         finally:
             os.umask(old)
-        self._inode = path.stat().st_ino
-        self._socket.listen(64)
-        self._connected = True
-        self._reactor.addReader(self)
+        made.listen(64)
+        return made
 
     def fileno(self) -> int:
         """Return the descriptor; -1 once closed."""
