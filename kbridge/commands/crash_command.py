@@ -11,7 +11,7 @@ from kbridge.commands.decode_command import DEBUG_DIRS
 
 @click.group("crash")
 def command() -> None:
-    """Look at guests that died."""
+    """Look at guests that died: their memory with gdb, drgn or crash."""
 
 
 @command.command("open")
