@@ -12,7 +12,7 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,8 +39,10 @@ def run_gdb(
     found = shutil.which(program)
     if found is None:
         raise KbridgeError(f"cannot run {program}", why="it is not installed", todo="apt-get install gdb")
-    core = CoreFile.open(path)
-    with tempfile.TemporaryDirectory(prefix="kbridge-") as folder:
+    with (
+        closing(CoreFile.open(path)) as core,
+        tempfile.TemporaryDirectory(prefix="kbridge-") as folder,
+    ):
         place, links = Path(folder, "gdb"), Path(folder, "debug")
         links.mkdir()
         listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -51,19 +53,21 @@ def run_gdb(
             "debug_dirs": [*map(str, folders), str(links)],
             "vmlinux": None if vmlinux is None else str(vmlinux),
         }
-        with _running([found, *gdb_arguments(status, str(place)), *arguments]) as process:
+        ended_by: list[int] = []
+        with _running([found, *gdb_arguments(status, str(place)), *arguments], ended_by) as process:
             _serve(process, core, name, vmlinux, folders, place, listening, links)
-    core.close()
-    # As a shell tells it.
-    return 128 - process.returncode if process.returncode < 0 else process.returncode
+    # As a shell tells it; gdb itself ends with 0 when it is told to.
+    number = ended_by[0] if ended_by else -process.returncode
+    return 128 + number if number > 0 else process.returncode
 
 
 @contextmanager
-def _running(command: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a program on this terminal; what ends us ends it."""
+def _running(command: Sequence[str], ended_by: list[int]) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a program on this terminal; what ends us ends it, and is noted."""
     with subprocess.Popen(command) as process:  # noqa: S603 (its user's own program)
 
         def end(number: int, frame: FrameType | None) -> None:
+            ended_by.append(number)
             process.terminate()
 
         # An interrupt is the program's, which is in the same group on this terminal.
