@@ -22,6 +22,10 @@ ASLEEP = Task(1, 57, 57, "sh", 1, 0, False, None, {"rip": STEXT + 8, "rsp": 0x10
 RUNS = Task(2, 58, 58, "panics", 0, 1, True, None, {})
 
 
+def never() -> None:
+    raise AssertionError("nobody waits for tasks")
+
+
 @pytest.fixture
 def opened(tmp_path: Path) -> CoreFile:
     memory, notes = small_machine()
@@ -31,7 +35,7 @@ def opened(tmp_path: Path) -> CoreFile:
 
 @pytest.fixture
 def threads(opened: CoreFile) -> Threads:
-    return Threads(opened, ThreadId(2))
+    return Threads(opened, ThreadId(2), lambda: None)
 
 
 @pytest.fixture
@@ -70,7 +74,7 @@ def test_a_machine_that_is_not_in_long_mode_says_so(tmp_path: Path) -> None:
         )
     )
     found = CoreFile.open(tmp_path / "core")
-    target = CoreTarget(found, "vmcore", Threads(found, ThreadId(1)))
+    target = CoreTarget(found, "vmcore", Threads(found, ThreadId(1), never))
     assert X86_64.values(got(target.read_registers, ThreadId(1)))["efer"] == 0
     found.close()
 
@@ -95,7 +99,7 @@ def test_what_is_damaged_in_the_file_is_an_error_of_that_read(tmp_path: Path) ->
     whole[place.at + 12] ^= 0xFF
     (tmp_path / "core").write_bytes(whole)
     found = CoreFile.open(tmp_path / "core")
-    target = CoreTarget(found, "vmcore", Threads(found, ThreadId(1)))
+    target = CoreTarget(found, "vmcore", Threads(found, ThreadId(1), never))
     answer = got(target.read_memory, ThreadId(1), STEXT, 10)
     assert answer.errno == EIO
     assert f"is damaged at byte {place.at}" in answer.words
@@ -103,14 +107,16 @@ def test_what_is_damaged_in_the_file_is_an_error_of_that_read(tmp_path: Path) ->
     found.close()
 
 
-def test_tasks_come_after_the_processors_and_name_what_those_execute(
-    opened: CoreFile, target: CoreTarget, threads: Threads
-) -> None:
+def test_tasks_come_after_the_processors_and_name_what_those_execute(opened: CoreFile) -> None:
+    wanted: list[bool] = []
+    threads = Threads(opened, ThreadId(2), lambda: wanted.append(True))
+    target = CoreTarget(opened, "vmcore", threads)
     # The first list is wanted before there is one of tasks; the second waits for them.
     assert [one.extra for one in got(target.list_threads)] == ["CPU#0", "CPU#1"]
+    assert wanted == []
     later: list[Any] = []
     target.list_threads(later.append)
-    assert later == []
+    assert (later, wanted) == ([], [True])
     threads.complete(opened, [RUNS, ASLEEP], opened.tables(0))
     (listed,) = later
     assert [(one.id, one.extra) for one in listed] == [

@@ -35,10 +35,14 @@ from kbridge.errors import ImageError
 from kbridge.transports.streams import PRIVATE, Listener, Stream
 
 if TYPE_CHECKING:
+    from twisted.internet.interfaces import IDelayedCall
+
     from kbridge.crash.core_file import CoreFile
     from kbridge.debuginfo.finders import Finder
 
 MOST_SESSIONS: Final = 16
+QUIET_SECONDS: Final = 0.1
+"""After that gdb is at work itself, with the symbols that it has read."""
 HELP: Final = """\
 monitor status                 what is in the image, and what is missing
 monitor symbols                which kernel it is of, and where its symbols are from
@@ -74,6 +78,9 @@ class CoreRelay:
         self._tasks: Tasks | None = None
         self._threads: Threads | None = None
         self._waiting: list[Callable[[Threads], None]] = []
+        self._are_tasks_read = False
+        """Whether they are, or are being read."""
+        self._quiet: IDelayedCall | None = None
 
     def start(self, path: Path, listening: socket.socket | None = None) -> None:
         """Serve debuggers at a path, and begin to look at what is in the file.  Raises ``KbridgeError``.
@@ -85,6 +92,9 @@ class CoreRelay:
 
     def stop(self) -> None:
         """Close everything but the file."""
+        if self._quiet is not None:
+            self._quiet.cancel()
+            self._quiet = None
         if self._listener is not None:
             self._listener.close()
         for stream in tuple(self._sessions.values()):
@@ -93,15 +103,35 @@ class CoreRelay:
     async def _look(self) -> None:
         self._begun = begun = await begin(self._memory, self._kernel, self._in_thread)
         first = begun.panicked or 0
-        self._threads = threads = Threads(
-            self._core, ThreadId(first + 1 if first < len(self._core.processors) else 1)
-        )
+        number = ThreadId(first + 1 if first < len(self._core.processors) else 1)
+        self._threads = threads = Threads(self._core, number, self._read_tasks)
         waiting, self._waiting = self._waiting, []
         for one in waiting:
             one(threads)
-        self._tasks = found = await read_tasks(self._memory, begun, self._in_thread)
+        self.is_asked()
+
+    def is_asked(self) -> None:
+        """Take note that a session asks for something: what nobody waits for is done when they are quiet."""
+        if self._threads is not None and not self._are_tasks_read:
+            if self._quiet is not None:
+                self._quiet.cancel()
+            self._quiet = self._reactor.callLater(QUIET_SECONDS, self._is_quiet)
+
+    def _is_quiet(self) -> None:
+        self._quiet = None
+        self._read_tasks()
+
+    def _read_tasks(self) -> None:
+        if not self._are_tasks_read:
+            self._are_tasks_read = True
+            self._launch(self._complete())
+
+    async def _complete(self) -> None:
+        assert self._begun is not None
+        assert self._threads is not None
+        self._tasks = found = await read_tasks(self._memory, self._begun, self._in_thread)
         try:
-            threads.complete(self._core, found.tasks, self._memory.tables)
+            self._threads.complete(self._core, found.tasks, self._memory.tables)
         except ImageError as error:
             self._tasks = Tasks((), f"tasks are not shown: {error}")
 
@@ -202,6 +232,7 @@ class _Session:
 
     def received(self, data: bytes) -> None:
         """Take bytes of the debugger."""
+        self._relay.is_asked()
         if self._server is None:
             # It asks for features, and waits.
             self._early += data

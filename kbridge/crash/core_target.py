@@ -79,9 +79,13 @@ def _tables_of(core: CoreFile, task: Task, kernel: Tables) -> Tables:
 
 
 class Threads:
-    """The threads of a core file: its processors at once, its tasks when they are known."""
+    """The threads of a core file: its processors at once, its tasks when they are known.
 
-    def __init__(self, core: CoreFile, stopped: ThreadId) -> None:
+    ``wanted`` is called when somebody waits for the tasks.
+    """
+
+    def __init__(self, core: CoreFile, stopped: ThreadId, wanted: Callable[[], None]) -> None:
+        self._wanted = wanted
         self.stopped = stopped
         """The one that is shown first."""
         self.stacks = processor_stacks(core, ())
@@ -105,6 +109,7 @@ class Threads:
             done()
         else:
             self._waiting.append(done)
+            self._wanted()
 
     def listed(self) -> tuple[Thread, ...]:
         """Return those that are known."""
