@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import re
 import subprocess
 import sys
@@ -17,7 +18,15 @@ from image_lab import take
 from sharing_lab import Shared
 from test_symbols_served import Console
 
+from gdbstubs.target import ThreadId
+from kbridge.crash.core_bytes import Bytes
 from kbridge.crash.core_file import CoreFile
+from kbridge.crash.core_kernel import begin, read_tasks
+from kbridge.crash.core_memory import CoreMemory
+from kbridge.crash.core_target import CoreTarget, Threads
+from kbridge.debuginfo.finders import Finder
+from kbridge.debuginfo.kernel import GuestKernel
+from kbridge.debuginfo.opening import at_once, result_of
 
 pytestmark = [pytest.mark.guest, pytest.mark.gdb]
 
@@ -255,3 +264,39 @@ def test_what_is_no_image_is_said(kgdb: Dead, tmp_path: Path, what: str, words: 
         assert done.returncode == 1
         assert done.stderr.startswith("kbridge: ")
         assert words in done.stderr
+
+
+class Damaged:
+    """An image's bytes, some of which read as others."""
+
+    def __init__(self, source: Bytes, seed: int) -> None:
+        self._source, self._chance = source, random.Random(seed)
+        self.size = source.size
+
+    def read(self, offset: int, length: int) -> bytes:
+        data = self._source.read(offset, length)
+        if offset < 1 << 16 or self._chance.random() < 0.97:
+            return data
+        at = self._chance.randrange(max(len(data), 1))
+        return data[:at] + self._chance.randbytes(min(8, len(data) - at)) + data[at + 8 :]
+
+    def close(self) -> None:
+        """It is another's to close."""
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_memory_that_is_not_what_it_was_is_told_in_words_and_never_raises(kgdb: Dead, seed: int) -> None:
+    whole = CoreFile.open(kgdb.image)
+    core = CoreFile(Damaged(whole.source, seed), "damaged")
+    memory = CoreMemory(core)
+    finder = Finder(Path(kgdb.files[1]), [Path(kgdb.files[3])])
+    begun = result_of(begin(memory, GuestKernel(memory, finder, at_once), at_once))
+    found = result_of(read_tasks(memory, begun, at_once))
+    assert found.problem or found.tasks
+    threads = Threads(core, ThreadId(1), lambda: None)
+    threads.complete(core, found.tasks, memory.tables)
+    target = CoreTarget(core, "damaged", threads)
+    for one in tuple(threads.stacks)[:40]:
+        target.read_registers(one, lambda text: None)
+        target.read_memory(one, threads.stacks[one].registers.get("rsp", 0), 4096, lambda data: None)
+    whole.close()
