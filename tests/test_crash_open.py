@@ -117,7 +117,7 @@ def backtraces(said: str) -> list[list[str]]:
 
 
 def functions(backtrace: list[str]) -> list[str]:
-    found = (re.match(r"#\d+ +(?:0x[0-9a-f]+ in )?(\w+) \(", line) for line in backtrace)
+    found = (re.match(r"#\d+ +(?:0x[0-9a-f]+ in )?([\w.]+) \(", line) for line in backtrace)
     return [one[1] for one in found if one is not None]
 
 
@@ -172,6 +172,15 @@ def test_a_task_has_its_own_memory(kgdb: Dead) -> None:
     assert re.search(r'(?m)^0x[0-9a-f]+:\t"/bin/sh"$', said)
     # A thread of the kernel's own has none.
     assert "Cannot access memory at address" in said.rpartition("(Thread 1000002)")[2]
+
+
+def test_with_no_file_anywhere_the_image_tells_names_and_unwinding_itself(cloud: Dead) -> None:
+    bare = Dead(**{**vars(cloud), "files": ()})
+    said = bare.gdb("bt", "thread 3", "bt")
+    of_panic, of_task = (functions(one) for one in backtraces(said))
+    # As the kernel calls them: parts that were split off have names of their own, inlined calls none.
+    assert [one for one in PANIC if one in of_panic] == [one for one in PANIC if one != "__handle_sysrq"]
+    assert of_task[:3] == ["__schedule", "schedule", "do_wait"]
 
 
 def test_nothing_can_be_changed_or_resumed_and_the_user_is_told(kgdb: Dead) -> None:

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 PANIC_SYMBOL: Final = "panic_cpu"
 _TYPES: Final = ("__start_BTF", "__stop_BTF")
-_SYMBOLS: Final = (tasks.INIT_SYMBOL, PANIC_SYMBOL, *_TYPES)
 _PIECE: Final = 1 << 20
 
 
@@ -39,8 +38,6 @@ class Beginning:
     """Which kernel it is, and what it did last."""
 
     kernel: Kernel | None
-    places: Mapping[str, int]
-    """Where in memory its symbols are."""
     panicked: int | None
     """The number of the processor that panicked; None where none did."""
     problem: str
@@ -60,10 +57,11 @@ async def begin(memory: CoreMemory, guest: GuestKernel, in_thread: InThread) -> 
     """Find the kernel.  Never raises what a file or a memory can be the cause of."""
     try:
         kernel = await guest.look()
-        places: dict[str, int] = await in_thread(lambda: _places(kernel))
-        return Beginning(kernel, places, memory.search(_panicked(places)), "")
+        # One name alone: to look for another takes a large file's table of names once more.
+        places = await in_thread(lambda: _places(kernel, PANIC_SYMBOL))
+        return Beginning(kernel, memory.search(_panicked(places)), "")
     except (SymbolError, KbridgeError, OSError, ValueError) as error:
-        return Beginning(None, {}, None, f"no kernel is found: {error}")
+        return Beginning(None, None, f"no kernel is found: {error}")
 
 
 async def read_tasks(memory: CoreMemory, begun: Beginning, in_thread: InThread) -> Tasks:
@@ -72,21 +70,23 @@ async def read_tasks(memory: CoreMemory, begun: Beginning, in_thread: InThread) 
     if kernel is None:
         return Tasks((), begun.problem)
     try:
-        if tasks.INIT_SYMBOL not in begun.places:
+        places = await in_thread(lambda: _places(kernel, tasks.INIT_SYMBOL, *_TYPES))
+        if tasks.INIT_SYMBOL not in places:
             raise tasks.TasksError(f"the kernel's symbols do not tell where {tasks.INIT_SYMBOL} is")
-        types = _types_in_memory(memory, begun.places) if kernel.path is None else None
+        types = _types_in_memory(memory, places) if kernel.path is None else None
         where = await in_thread(lambda: _layout(kernel.path, types))
-        return Tasks(memory.search(tasks.read(where, begun.places[tasks.INIT_SYMBOL])), "")
+        return Tasks(memory.search(tasks.read(where, places[tasks.INIT_SYMBOL])), "")
     except (SymbolError, KbridgeError, OSError, ValueError) as error:
         return Tasks((), f"tasks are not shown: {error}")
 
 
-def _places(kernel: Kernel) -> dict[str, int]:
+def _places(kernel: Kernel, *names: str) -> dict[str, int]:
+    """Return where in memory symbols are."""
     if kernel.path is None:
         assert kernel.own is not None, "a kernel has a file, or its own tables"
-        return kernel.own.symbols.find(*_SYMBOLS)
+        return kernel.own.symbols.find(*names)
     with mapped(kernel.path) as image:
-        values = elf.symbol_values(image, _SYMBOLS)
+        values = elf.symbol_values(image, names)
     return {name: value + (kernel.slide or 0) for name, value in values.items()}
 
 
