@@ -1,1 +1,1 @@
-"""Crashes of guests: noticed, captured, explained, kept."""
+"""What is left of a guest that died: its detection, its memory, its report."""

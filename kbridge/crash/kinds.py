@@ -1,4 +1,4 @@
-"""The table of what a kernel prints when it crashes: which line begins it, what it is called, where its function stands.
+"""The table of what a kernel prints when it crashes: what begins it, what it is called, where its function stands.
 
 Titles are those that kernel developers know from syzkaller's dashboard, where it has one for the case.  To add a row:
 put it before the rows that would take its line, and a log that shows it into ``tests/data/crashes`` (docs/crash.md).
@@ -15,6 +15,8 @@ import re
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
+
+from kbridge.crash.functions import table
 
 
 class Kind(StrEnum):
@@ -98,7 +100,7 @@ class Row:
     alternatives: tuple[str, ...] = ()
     where: Where = Where.STACK
     skips: re.Pattern[str] | None = None
-    """More functions that are not the title's, matched whole."""
+    """More functions that are not the title's, a table as in functions.py."""
     more: re.Pattern[str] | None = None
     """What a line that follows must have, whose groups are fields too."""
     doubt: str = ""
@@ -106,7 +108,7 @@ class Row:
     is_die: bool = False
     """It is the line with ``[#1]``: what an oops says after its first line."""
     is_consequence: bool = False
-    """A panic that only says that something before it was fatal."""
+    """A panic that follows on what was told before; with ``doubt``, it says nothing else."""
 
 
 _TO: Final = r"(?P<function>[A-Za-z_.$][\w.$]{0,255})\+0x[0-9a-f]+/0x[0-9a-f]+"
@@ -139,7 +141,7 @@ def _row(
         title,
         alternatives,
         where,
-        re.compile(skips) if skips else None,
+        table(skips) if skips else None,
         re.compile(more) if more else None,
         doubt,
         is_die,
@@ -158,7 +160,7 @@ ROWS: Final = (
         rf"BUG: KASAN: (?:double-free or invalid-free|double-free|invalid-free) in {_TO}",
         "KASAN: invalid-free in {function}",
         ("invalid-free in {function}",),
-        skips=r"k?v?z?free(?:_\w+)?|vunmap|vfree(?:_\w+)?|slab_\w+",
+        skips="kfree* kvfree* vunmap vfree* slab_*",
     ),
     _row(
         Kind.KASAN,
@@ -181,7 +183,7 @@ ROWS: Final = (
         rf"BUG: KMSAN: (?P<bug>[a-z][a-z-]{{2,60}}) in {_TO}",
         "KMSAN: {bug} in {function}",
         _BAD_ACCESS,
-        skips=r"_?_?alloc_skb|netlink_(?:ack|rcv_skb)|(?:crypto|cipher|drbg|rng)_\w+|\w+_encrypt",
+        skips="alloc_skb netlink_ack netlink_rcv_skb crypto_* cipher_* drbg_* rng_* *_encrypt",
     ),
     _row(
         Kind.KCSAN,
@@ -253,9 +255,19 @@ ROWS: Final = (
         where=Where.STALL,
     ),
     _row(
+        Kind.STACK_OVERFLOW,
+        Weight.FATAL,
+        r"Insufficient stack space to handle exception!",
+        "kernel stack overflow in {function}",
+        _OVERFLOW,
+        where=Where.STALL,
+        skips="*bad_stack*",
+    ),
+    _row(
         Kind.PAGE_FAULT,
         Weight.FATAL,
-        r"BUG: (?:unable to handle (?:kernel paging request|page fault for address)|Unable to handle kernel data access)",
+        r"BUG: (?:unable to handle (?:kernel paging request|page fault for address)"
+        r"|Unable to handle kernel data access)",
         "BUG: unable to handle kernel paging request in {function}",
         _BAD_ACCESS,
     ),
@@ -343,7 +355,7 @@ ROWS: Final = (
         Weight.FATAL,
         rf"kernel BUG at {_SOURCE}",
         "kernel BUG in {function}",
-        skips=r"skb_\w+",
+        skips="skb_*",
     ),
     _row(
         Kind.OOPS,
@@ -384,7 +396,7 @@ ROWS: Final = (
         r"BUG: scheduling while atomic: ",
         "BUG: scheduling while atomic in {function}",
         where=Where.TRACE,
-        skips=r"(?:\w+_)?schedul\w*|wait_for_\w+|\w*msleep\w*",
+        skips="*schedul* wait_for_* *msleep*",
     ),
     _row(
         Kind.ATOMIC,
@@ -399,7 +411,7 @@ ROWS: Final = (
         r"BUG: using (?P<bug>\w{1,64})\(\) in preemptible",
         "BUG: using {bug}() in preemptible code in {function}",
         where=Where.TRACE,
-        skips=r"\w*preempt\w*|\w*processor_id|\w*this_cpu\w*|debug_\w+",
+        skips="*preempt* *processor_id *this_cpu* debug_*",
     ),
     _row(
         Kind.LOCKDEP,
@@ -424,7 +436,7 @@ ROWS: Final = (
         r"(?:WARNING|INFO): suspicious RCU usage",
         "WARNING: suspicious RCU usage in {function}",
         where=Where.TRACE,
-        skips=r"\w*rcu\w*|kmem_\w+|\w*slab\w*",
+        skips="*rcu* kmem_* *slab*",
     ),
     _row(
         Kind.LOCKDEP,
@@ -432,7 +444,7 @@ ROWS: Final = (
         r"\[? ?BUG: Invalid wait context",
         "WARNING: locking bug in {function}",
         where=Where.TRACE,
-        skips=r"(?:lock|release)_sock\w*",
+        skips="lock_sock* release_sock*",
     ),
     _row(
         Kind.LOCKDEP,
@@ -447,12 +459,12 @@ ROWS: Final = (
         r"(?P<word>WARNING|BUG): (?P<bug>held lock freed)!",
         "{word}: {bug} in {function}",
         where=Where.TRACE,
-        skips=r"k?v?free(?:_\w+)?",
+        skips="kfree* kvfree* vfree*",
     ),
     _row(
         Kind.LOCKDEP,
         Weight.NOTE,
-        r"(?P<word>WARNING|BUG): (?P<bug>lock held when returning to user space|[\w/:-]{0,64}/\d+ still has locks held)!?",
+        r"(?P<word>WARNING|BUG): (?:lock held when returning to user space|[\w/:-]{0,64}/\d+ still has locks held)!?",
         "{word}: lock held when returning to user space in {function}",
         where=Where.LINE,
         more=rf", at: (?:\[<[0-9a-f]+>\] )?{_TO}",
@@ -463,7 +475,7 @@ ROWS: Final = (
         r"INFO: trying to register non-static key",
         "INFO: trying to register non-static key in {function}",
         where=Where.TRACE,
-        skips=r"register_lock_class|assign_lock_key",
+        skips="register_lock_class assign_lock_key",
     ),
     # ── what does not get on ────────────────────────────────────────────────────────────────────────────────
     _row(
@@ -489,7 +501,7 @@ ROWS: Final = (
         "INFO: rcu detected stall in {function}",
         _STALL,
         where=Where.STALL,
-        skips=r"\w*rcu\w*",
+        skips="*rcu*",
     ),
     _row(
         Kind.HUNG_TASK,
@@ -528,8 +540,8 @@ ROWS: Final = (
         r"BUG: Bad page (?P<bug>state|cache) in process ",
         "BUG: Bad page {bug} in {function}",
         where=Where.TRACE,
-        skips=r"bad_page|free_pages?_\w+|__free_\w+|\w*(?:free|put|get|release)_(?:unref_)?(?:page|folio)s?\w*|_*folio\w*"
-        r"|get_page_from_freelist|\w*rmqueue\w*|check_new_pages?\w*|post_alloc_hook|prep_new_page",
+        skips="bad_page* free_* *free_page* *free_folio* *free_unref* put_page* *put_folio* release_pages *folio_put*"
+        " get_page_from_freelist *rmqueue* check_new_page* post_alloc_hook prep_new_page",
     ),
     _row(Kind.BAD_PAGE, Weight.CHECK, r"BUG: Bad page map ", "BUG: Bad page map", where=Where.NONE),
     _row(
@@ -553,17 +565,27 @@ ROWS: Final = (
                 Kind.REFCOUNT,
                 r"lib/refcount\.c",
                 "WARNING: refcount bug in {function}",
-                r"\w*refcount\w*|kobject_\w+",
+                "*refcount* kobject_*",
             ),
             (
                 Kind.WARNING,
                 r"lib/debugobjects\.c",
                 "WARNING: ODEBUG bug in {function}",
-                r"debug_\w+|\w*rcu\w*|\w*timer_\w+|\w*work_\w+|kobject_\w+|v(?:unmap|free)\w*|__free_\w+",
+                "debug_* *rcu* *timer_* *work_* kobject_* vunmap* vfree* free_*",
             ),
-            (Kind.USERCOPY, r"mm/usercopy\.c", "WARNING: bad usercopy in {function}", r"\w*usercopy\w*|__check\w+"),
-            (Kind.WARNING, r"lib/kobject\.c", "WARNING: kobject bug in {function}", r"kobject_\w+"),
-            (Kind.LOCKDEP, r"kernel/locking/lockdep\.c", "WARNING: locking bug in {function}", r"(?:lock|release)_sock\w*"),
+            (
+                Kind.USERCOPY,
+                r"mm/usercopy\.c",
+                "WARNING: bad usercopy in {function}",
+                "*usercopy* check*",
+            ),
+            (Kind.WARNING, r"lib/kobject\.c", "WARNING: kobject bug in {function}", "kobject_*"),
+            (
+                Kind.LOCKDEP,
+                r"kernel/locking/lockdep\.c",
+                "WARNING: locking bug in {function}",
+                "lock_sock* release_sock*",
+            ),
             (Kind.LIST, r"lib/list_debug\.c", "WARNING in {function}", ""),
             (Kind.WARNING, r"[\w./-]{1,200}", "WARNING in {function}", ""),
         )
@@ -574,6 +596,7 @@ ROWS: Final = (
         Weight.FATAL,
         r"(?:mce: )?\[Hardware Error\]: CPU \d+: Machine Check(?: Exception)?: ",
         "machine check exception",
+        ("kernel panic: Fatal machine check", "kernel panic: Fatal local machine check"),
         where=Where.LINE,
     ),
     # ── panics ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -598,7 +621,7 @@ ROWS: Final = (
         "kernel panic: corrupted stack end in {function}",
         _OVERFLOW,
         where=Where.STALL,
-        skips=r"(?:\w+_)?schedul\w*|retint_kernel",
+        skips="*schedul* retint_kernel",
     ),
     _row(
         Kind.STACK_OVERFLOW,
@@ -607,7 +630,8 @@ ROWS: Final = (
         "kernel stack overflow in {function}",
         _OVERFLOW,
         where=Where.STALL,
-        skips=r"\w*bad_stack\w*",
+        skips="*bad_stack*",
+        is_consequence=True,
     ),
     _row(
         Kind.PANIC,
@@ -619,7 +643,8 @@ ROWS: Final = (
     _row(
         Kind.MACHINE_CHECK,
         Weight.FATAL,
-        _PANIC + r"(?P<bug>Fatal (?:local )?machine check|Timeout: Not all CPUs entered broadcast exception handler)",
+        _PANIC
+        + r"(?P<bug>Fatal (?:local )?machine check|Timeout: Not all CPUs entered broadcast exception handler)",
         "kernel panic: {bug}",
         where=Where.NONE,
         is_consequence=True,
@@ -628,9 +653,9 @@ ROWS: Final = (
         Kind.PANIC,
         Weight.FATAL,
         _PANIC
-        + r"(?P<bug>Fatal exception(?: in interrupt)?|Fatal hardware error!|(?:\w{1,32}: )?panic_on_\w{1,32} set|hung_task:"
-        r" blocked tasks|softlockup: hung tasks|Hard LOCKUP|RCU Stall|Machine halted|Aiee, killing interrupt"
-        r" handler!|Attempted to kill the idle task!|\w{1,32}\.fault=panic set)",
+        + r"(?P<bug>(?:.{1,64}: )?Fatal exception(?: in interrupt)?|Fatal hardware error!|hung_task: blocked tasks"
+        r"|(?:\w{1,32}: )?panic_on_\w{1,32} set|\w{1,32}\.fault=panic set|softlockup: hung tasks|Hard LOCKUP|RCU Stall"
+        r"|Machine halted|Aiee, killing interrupt handler!|Attempted to kill the idle task!)",
         "kernel panic: {bug}",
         where=Where.NONE,
         doubt=_REASONLESS,
@@ -654,12 +679,32 @@ ROWS: Final = (
     _row(
         Kind.KDB,
         Weight.FATAL,
+        r"Entering kdb \(current=0x[0-9a-f]{1,16}, pid -?\d+\) .*Oops: ",
+        "kdb entered",
+        where=Where.LINE,
+        doubt=_HEADLESS,
+    ),
+    _row(
+        Kind.KDB,
+        Weight.FATAL,
         r"Entering kdb \(current=0x[0-9a-f]{1,16}, pid -?\d+\) ",
         "kdb entered",
         where=Where.LINE,
     ),
 )
 """The first that matches a line has it."""
+
+_BY_TRAP: Final = re.compile(r"(?:Oops: )?invalid opcode\b|Internal error: (?:Oops - )?BUG\b|Oops - BUG\b")
+DIES: Final = {
+    Kind.PAGE_FAULT: re.compile(r"(?:Internal error: )?Oops: (?:Kernel access|[0-9a-f]{4,16} )"),
+    Kind.STACK_OVERFLOW: re.compile(r"(?:Oops: )?(?:stack guard page|double fault|kernel stack overflow)\b"),
+    Kind.DOUBLE_FAULT: re.compile(r"(?:Oops: )?double fault\b"),
+    Kind.BUG: _BY_TRAP,
+    Kind.LIST: _BY_TRAP,
+    Kind.USERCOPY: _BY_TRAP,
+    Kind.FORTIFY: _BY_TRAP,
+}
+"""How the line with ``[#1]`` begins that follows on the first line of an oops; others have none."""
 
 BEFORE: Final = re.compile(
     r"-{8,}\[ cut here \]-{8,}|={20,}$|\*{20,}$|list_(?:add|del) (?:corruption|double add)|usercopy: |fortify"
@@ -669,25 +714,43 @@ BEFORE: Final = re.compile(
 """What the kernel may print directly before a row's line, as a part of it."""
 
 WITHIN: Final = re.compile(
-    r"\s|CPU: |RIP: |Code: |[A-Z][A-Z0-9]{1,3}: |EFLAGS|CR[0-9]|Call [Tt]race:|Backtrace:|</?[A-Z]|Modules linked in"
-    r"|Hardware name:|---\[ end|#PF:|PGD |P4D |Oops|Tainted|\[|pc : |lr : |sp : |x\d+ ?:|pstate:|Mem abort info|ESR |"
-    r"Data abort info|Internal error|rcu: |watchdog: |NMI |Sending NMI|Kernel Offset|Rebooting in|Kernel panic|note: |"
-    r"Workqueue: |Object |Padding |Redzone |Bytes b4|Slab 0x|Allocated |Freed |FIX |page:|flags:|raw:|page dumped|"
-    r"Memory state|>|Reported by|The buggy|Read of|Write of|read |write |value |task:|INFO: |DR\d|Shutting down|"
-    r"Disabling lock|Last |Mem-Info|Node |lowmem_|Swap|oom-kill|Tasks state|\d+ |active_|Entering kdb|due to |PANIC: |"
-    r"[a-z]\w+\+0x|---|===|irq event|(?:hard|soft)irqs|BUG|WARNING|stack:|kernel BUG"
+    # Blanks: frames, dumps, what belongs to the line before.
+    r"\s|[a-z]\w+\+0x|>"
+    # Registers, code, and who ran.
+    r"|CPU: |RIP: |Code: |[A-Z][A-Z0-9]{1,3}: |EFLAGS|CR\d|DR\d|pc : |lr : |sp : |x\d+ ?:|pstate:|task:|Workqueue: "
+    r"|Hardware name:|Modules linked in|Last |Tainted"
+    # Headings, marks and bars.
+    r"|Call [Tt]race:|Backtrace:|</?[A-Z]|---|===|\["
+    # Faults.
+    r"|#PF:|PGD |P4D |Oops|Mem abort info|ESR |FAR: |Data abort info|Internal error|stack:|[A-Z][a-z]+ stack:|mce: "
+    # Panics, and what follows them.
+    r"|Kernel panic|PANIC: |Kernel Offset|Rebooting in|Shutting down|note: |Disabling lock|kernel BUG|BUG|WARNING"
+    # Other processors.
+    r"|rcu: |watchdog: |NMI |Sending NMI|INFO: |pool \d|workqueue |Showing "
+    # Checkers and allocators.
+    r"|Object |Padding |Redzone |Bytes b4|Slab 0x|Allocated |Freed |FIX |page:|flags:|raw:|page dumped|Memory state"
+    r"|Reported by|The buggy|Read of|Write of|read |write |value |irq event|(?:hard|soft)irqs"
+    # Out of memory.
+    r"|Mem-Info|Node |lowmem_|Swap|oom-kill|Tasks state|\d+ |active_"
+    # The debugger inside.
+    r"|Entering kdb|due to "
 )
 """How lines of a crash's text begin, behind the stamp; what does not may be another processor's word."""
 
 ENDS: Final = re.compile(r"---\[ end Kernel panic ")
 """The last line of all."""
-MARKS: Final = re.compile(r"---\[ end trace [0-9a-f]{16} \]---|</TASK>|={40,}$|Disabling lock debugging|\s*\.\.\.$")
+MARKS: Final = re.compile(r"---\[ end trace [0-9a-f]{16} \]---|\s*</TASK>|Disabling lock debugging")
 """Lines with which a report may be at its end."""
+BARRED: Final = frozenset({Kind.KASAN, Kind.KMSAN, Kind.KCSAN, Kind.KFENCE})
+"""Reports that have more stacks behind the first, and end with a bar."""
+BAR: Final = re.compile(r"={40,}$")
+BEFORE_BAR: Final = re.compile(r"CPU: |Hardware name: |[ >]?[0-9a-f]{16}: |\s+\^$")
+"""The last lines of those; elsewhere a bar begins another's report."""
 WARNS_END: Final = re.compile(r"---\[ end trace [0-9a-f]{16} \]---")
 """The end of one of ``Weight.NOTE``."""
 BOOTS: Final = re.compile(
     r"Linux version \d|Booting Linux on physical CPU |SeaBIOS \(version|BdsDxe: |U-Boot \d|GRUB loading|EFI stub: "
 )
 """A machine that starts anew."""
-PROMPT: Final = re.compile(r"(?:\[\d+\])?kdb> $|more> $")
-"""kdb's, at the end of what has come; the guest stands."""
+PROMPT: Final = re.compile(r"(?:\[\d+\])?kdb>|more>")
+"""kdb's, at a line's beginning; the guest stands."""

@@ -11,81 +11,115 @@ lines of before: behind a prompt at which somebody typed a command.
 from __future__ import annotations
 
 import re
-from typing import Final
+from collections import deque
+from typing import TYPE_CHECKING, Final
 
 from kbridge.crash.lines import STAMP_BYTES, take_apart, typed
 
-LOOKS_BACK: Final = 1 << 14
-"""Bytes before a line in which a prompt is looked for."""
+if TYPE_CHECKING:
+    from kbridge.crash.lines import Said
 
+LOOKS_BACK: Final = 1 << 13
+"""Bytes before a stamp in which it is looked for where the clock fell: as many as from sample to sample."""
+STRIDE: Final = 1 << 9
+MOST_BEGUN: Final = 32
+COMMAND_WITHIN: Final = 4
+"""Lines before what a command prints of a log, in which it is."""
 BACKWARDS: Final = 1.0
 """Seconds by which stamps may fall and still be of now: each processor has a clock, which stands while it hangs."""
 _PRINTS: Final = re.compile(
     r"(?:sudo +)?(?:\S*/)?(?:dmesg\b(?!.* (?:-[a-zA-Z]*w|--follow))|journalctl\b(?!.* (?:-[a-zA-Z]*f|--follow))|"
     r"(?:cat|less|more|head|tail|grep|zcat|zgrep|sed|awk|strings)\b.*(?:/log/|\.log\b|\.txt\b|messages|kmsg|dmesg|pstore))"
 )
+_RESETS: Final = re.compile(
+    r"\b(?:reboot|shutdown|halt|poweroff|kexec|init|telinit|systemctl|sysrq\S*|exit)\b"
+)
 AGAIN: Final = "printed again: its time stamps are of before"
+TWICE: Final = "printed again: the same line, of the same time, began a crash before"
 PRINTED: Final = "printed by a command that shows a log"
 
 
 class Clock:
-    """The kernel's clock as a console shows it."""
+    """The kernel's clock as a console shows it, and whether somebody has its log shown."""
 
     def __init__(self) -> None:
         self._latest = -1.0
+        """Of the kernel that runs."""
+        self._shown = -1.0
+        """Last, by it or by what prints its lines of before."""
         self._is_printing = False
+        self._is_log = False
+        """The last command that was typed shows a log."""
+        self._begun: deque[str] = deque(maxlen=MOST_BEGUN)
+        """The lines with which crashes began."""
+
+    def line(self, said: Said) -> None:
+        """Take a line that may have a prompt."""
+        if said.time is not None:
+            # A prompt that is back, with the kernel's line behind it.
+            self._is_log = self._is_log and typed(said.ahead) is None
+        elif (command := typed(said.text)) is not None:
+            self._is_log = _PRINTS.search(command) is not None
+
+    def pauses(self) -> None:
+        """Say that nothing came for a while: what showed a log is done."""
+        self._is_log = False
 
     def rises(self, time: float) -> None:
         """Take a stamp of a line that is read anyway; what falls is left to the samples."""
         if time >= self._latest:
-            self._latest = time
+            self._latest = self._shown = time
             self._is_printing = False
 
-    def passes(self, time: float, before: bytes) -> None:
-        """Take a stamp that came; ``before``: the text up to it."""
+    def passes(self, time: float, text: bytes, place: int) -> None:
+        """Take a stamp that came, which stands in ``text`` at ``place``."""
+        shown, self._shown = self._shown, time
         if time >= self._latest:
             self.rises(time)
-        elif not self._is_printing and time < self._latest - BACKWARDS:
-            # What was printed ends where the stamps are of now; a machine that starts anew begins a clock.
-            self._is_printing = _stepped_back_at_prompt(before)
+        elif time < shown - BACKWARDS:
+            # What is printed ends where the stamps are of now again; a machine that starts anew begins a clock.
+            self._is_printing = _fell_at_prompt(text[max(place - LOOKS_BACK, 0) : place], time)
             if not self._is_printing:
                 self._latest = time
 
-    def doubt(self, time: float | None, before: bytes, *, quiet: bool) -> str:
-        """Return why a line that looks like a crash is none of now; ``quiet``: the text before is of before a pause."""
-        if time is not None:
-            self.passes(time, before)
+    def doubt(self, said: Said, text: bytes, place: int) -> str:
+        """Return why a line that looks like a crash is none of now; it stands in ``text`` at ``place``."""
+        self.line(said)
+        if said.time is not None:
+            self.passes(said.time, text, place)
             if self._is_printing:
                 return AGAIN
-        return PRINTED if not quiet and _is_printed(before) else ""
+            if said.text in self._begun:
+                return TWICE
+            self._begun.append(said.text)
+        return PRINTED if self._is_log else ""
 
 
-def _is_printed(before: bytes) -> bool:
-    """Whether the last prompt in a text has a command that prints logs."""
-    for said in _backwards(before):
-        command = typed(said)
-        if command is not None:
-            return _PRINTS.search(command) is not None
-    return False
-
-
-def _stepped_back_at_prompt(before: bytes) -> bool:
-    """Whether the stamps of a text last fell behind a line at which somebody typed."""
-    after: float | None = None
-    between: list[str] = []
-    for line in _backwards(before):
-        found = STAMP_BYTES.search(line.encode("latin-1"))
+def _fell_at_prompt(text: bytes, time: float) -> bool:
+    """Whether the clock, which shows ``time`` after a text, last fell in it behind a command that somebody typed."""
+    after, end = time, len(text)
+    # Not every stamp is read: the first of each stride shows in which the clock fell.
+    for first in range(len(text) - STRIDE, -STRIDE, -STRIDE):
+        begin = max(first, 0)
+        found = STAMP_BYTES.search(text, begin, first + STRIDE)
         if found is None:
-            between.append(line)
             continue
-        time = float(found[1])
-        if after is not None and time > after + BACKWARDS:
-            return any(typed(each) for each in between)
-        after = time
-        between = []
-    return any(typed(each) for each in between)
+        if float(found[1]) > after + BACKWARDS:
+            for last in reversed(list(STAMP_BYTES.finditer(text, begin, end))):
+                if float(last[1]) > after + BACKWARDS:
+                    return _is_typed_in(text[last.end() : end], text[end : end + 80])
+                after, end = float(last[1]), last.start()
+            return False
+        after, end = float(found[1]), found.start()
+    return _is_typed_in(b"\n" + text[:end], text[end : end + 80])
 
 
-def _backwards(text: bytes) -> list[str]:
-    """Return a text's lines, the last first, without escape sequences."""
-    return [take_apart(line, 0).text for line in reversed(text[-LOOKS_BACK:].split(b"\n"))]
+def _is_typed_in(between: bytes, following: bytes) -> bool:
+    """Whether a command in the last lines before some text printed it; the first line of ``between`` is cut off."""
+    for line in reversed(between.split(b"\n")[1:][-COMMAND_WITHIN:]):
+        command = typed(take_apart(line, 0).text)
+        if command:
+            # A kernel begins with its version; so does its log.
+            is_begin = b"Linux version" in following
+            return _PRINTS.search(command) is not None if is_begin else _RESETS.search(command) is None
+    return False

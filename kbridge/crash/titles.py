@@ -14,28 +14,21 @@ from dataclasses import dataclass
 from string import Formatter
 from typing import TYPE_CHECKING, Final
 
-from kbridge.crash.functions import hung, is_skipped, plain, short, stalled
-from kbridge.crash.kinds import Kind, Where
-from symbols.backtrace import read
+from kbridge.crash.functions import plain, short
+from kbridge.crash.kinds import DIES, Kind, Weight, Where
+from kbridge.crash.stack import PROCESSOR, Stack
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from kbridge.crash.kinds import Row
     from kbridge.crash.lines import Said
-    from symbols.backtrace import Line
 
+MIXED: Final = "another crash's text is mixed with it"
 MOST_TITLE: Final = 120
 """Characters."""
-MOST_FRAMES: Final = 512
 
-_TRACE: Final = re.compile(r"(?:Call [Tt]race|Backtrace|Call Trace)\b.*:$|Backtrace: ?$")
-_AROUND: Final = re.compile(r"\s*</?[A-Z#][\w#]*>$|\s*(?:<[A-Z]+> )?$")
-_OVER: Final = re.compile(r"\s*</TASK>$|Modules linked in:|---\[ end ")
-_PROCESSOR: Final = re.compile(r"CPU: (?P<cpu>\d+) (?:UID: \d+ )?PID: (?P<pid>\d+) ")
-_DIED: Final = re.compile(r"\[#(?P<count>\d{1,6})\]")
 _DROPPED: Final = re.compile(r"\*\* (?P<count>\d+) printk messages dropped \*\*")
-_USER: Final = re.compile(r"RIP: 0033:")
 
 _VARIES: Final = (
     (re.compile(r"\b(?P<name>[A-Za-z_][\w.]*)\+0x[0-9a-f]+/0x[0-9a-f]+"), r"\g<name>"),
@@ -70,63 +63,57 @@ class TitleFinder:
         """Begin with the line that ``row`` has; ``found`` is its match."""
         self.row = row
         self.corrupted = row.doubt
+        self.is_decided = False
+        """Whether no line that comes can change the title."""
         self._fields = {key: value for key, value in found.groupdict().items() if value is not None}
-        alone = self._fields.pop("alone", "")
-        named = self._fields.pop("function", alone)
-        self._named = plain(named) if named else ""
-        self._function = ""
-        self._is_decided = False
-        self._frames: list[str] = []
-        self._in_trace = False
-        self._is_over = False
-        self._processor: tuple[str, str] | None = None
-        self._died = ""
-        self._first = said.text
+        named = self._fields.pop("function", self._fields.pop("alone", ""))
         if "other" in self._fields:
             self._fields["other"] = plain(self._fields["other"])
+        self._function = plain(named) if row.where is Where.LINE else ""
+        self._stack = Stack(row)
+        self._processor: tuple[str, str] | None = None
+        self._has_died = row.is_die or row.weight is not Weight.FATAL
+        self._first = said.text
         if said.is_joined:
             self._doubt("two lines ran into each other")
-        if row.is_die and (died := _DIED.search(said.body)):
-            self._died = died["count"]
-        if self._named and row.where is not Where.STALL:
-            self._frame(self._named)
-        if row.where is Where.LINE and not row.more:
-            self._function = self._named
-            self._is_decided = True
-
-    @property
-    def is_decided(self) -> bool:
-        """Whether no line that comes can change the title."""
-        return self._is_decided
+        elif not said.is_whole:
+            self._doubt("its first line is cut off")
+        if named and row.where is Where.STACK:
+            self._stack.take(named)
+        self._decide()
 
     # ── lines ───────────────────────────────────────────────────────────────────────────────────────────────
 
     def add(self, said: Said) -> None:
         """Take the next line of the crash."""
-        if self._is_decided:
+        if self.is_decided or not said.is_whole:
             return
         if trouble := self._trouble(said):
             self._doubt(trouble)
             return
         if self.row.more is not None and (found := self.row.more.search(said.body)):
-            self._take(found)
-        (line,) = read((said.body,))
-        self._trace(said, line)
-        if not self._is_decided:
-            self._decide()
+            for key, value in found.groupdict().items():
+                self._fields.setdefault(key, value)
+            self._function = self._function or plain(self._fields.pop("function", ""))
+        self._stack.add(said.body)
+        if self._stack.is_empty:
+            self._doubt("a backtrace has no functions")
+        self._decide()
 
     def another(self, row: Row, said: Said) -> None:
-        """Say that a line came that begins a crash of its own by ``row``, or belongs to one."""
-        if self._is_decided:
+        """Say that a line came that would begin a crash by ``row``."""
+        if self.is_decided:
             return
-        if row.is_die:
-            died = _DIED.search(said.body)
-            count = died["count"] if died is not None else ""
-            if self._died and count != self._died:
-                self._doubt("another crash's text begins in it")
-            self._died = count
-        elif not row.is_consequence and row.kind is not Kind.KDB:
-            self._doubt("another crash's text begins in it")
+        dies = DIES.get(self.row.kind)
+        if row.is_die and not self._has_died and dies is not None and dies.match(said.body):
+            self._has_died = True
+        elif row.kind is not Kind.KDB and (row.doubt or not row.is_consequence):
+            self.mixed()
+
+    def mixed(self) -> None:
+        """Say that lines of another crash may be among those that come."""
+        if not self.is_decided:
+            self._doubt(MIXED)
 
     def _trouble(self, said: Said) -> str:
         """Return why the text is not to be trusted from here on."""
@@ -137,84 +124,37 @@ class TitleFinder:
         # A stamp that steps back proves nothing: the clock of a processor that hangs stands still.
         if said.time is not None and said.text == self._first:
             return "its text comes twice"
-        if found := _PROCESSOR.match(said.body):
+        if found := PROCESSOR.match(said.body):
             now = found["cpu"], found["pid"]
-            before, self._processor = self._processor, now
-            # These show what other processors do, one after the other.
-            if before not in (None, now) and self.row.where not in (Where.STALL, Where.HANG):
-                return f"lines of processors {before[0] if before else ''} and {now[0]} are mixed"
+            before, self._processor = self._processor or now, now
+            # A stall shows what the processors do, one after the other.
+            if before != now and self.row.where not in (Where.STALL, Where.HANG):
+                return f"lines of processors {before[0]} and {now[0]} are mixed"
         return ""
 
     def _doubt(self, why: str) -> None:
         self.corrupted = self.corrupted or why
-        self._is_decided = True
-
-    def _take(self, found: re.Match[str]) -> None:
-        named = found.groupdict().get("function")
-        for key, value in found.groupdict().items():
-            if key != "function" and value is not None:
-                self._fields.setdefault(key, value)
-        if named and self.row.where is Where.LINE:
-            self._frame(plain(named))
-
-    def _trace(self, said: Said, line: Line) -> None:
-        """Look for the failed instruction and the backtrace."""
-        if self._is_over or self.row.where is Where.LINE:
-            return
-        if _USER.search(said.body):
-            self._is_over = self._in_trace or bool(self._frames)
-            return
-        if line.segment is not None and not line.is_user:
-            # What was interrupted counts; what is above it only saw to the interruption.
-            if self.row.where is Where.STALL:
-                self._frames.clear()
-            if line.places and self.row.where not in (Where.TRACE, Where.NONE):
-                self._frame(line.places[0].name)
-            return
-        if _TRACE.match(said.body):
-            if self._in_trace and not self._frames:
-                self._doubt("a backtrace has no functions")
-            self._in_trace = True
-        elif line.is_frame:
-            self._in_trace = True
-            if not line.is_doubtful:
-                self._frame(line.places[0].name)
-        elif self._in_trace and (_OVER.match(said.body) or not _AROUND.match(said.body)):
-            # Registers of what was interrupted stand within a trace.
-            self._is_over = _OVER.match(said.body) is not None or not said.body.startswith(_REGISTERS)
-
-    def _frame(self, name: str) -> None:
-        if len(self._frames) < MOST_FRAMES:
-            self._frames.append(plain(name))
-
-    # ── the function ────────────────────────────────────────────────────────────────────────────────────────
+        self.is_decided = True
 
     def _decide(self) -> None:
-        """Find the function, once it cannot be another."""
-        if self.row.more is not None and not self._has_more():
+        """See whether the title can still change."""
+        if self.is_decided or not self._has_more():
             return
-        name: str | None
-        match self.row.where:
-            case Where.STALL:
-                name = stalled([each for each in self._frames if not self._is_skipped_here(each)])
-            case Where.HANG:
-                name = hung(self._frames) if self._is_over else None
-            case _:
-                name = next((each for each in self._frames if not is_skipped(each, self.row.skips)), None)
-        if name is not None:
-            self._function = name
-            self._is_decided = True
-        elif self._is_over:
-            self._is_decided = True
-
-    def _is_skipped_here(self, name: str) -> bool:
-        return self.row.skips is not None and self.row.skips.fullmatch(name) is not None
+        if self.row.where is Where.LINE:
+            self.is_decided = True
+            return
+        self._function = self._stack.function
+        # Of a stall another processor may be shown.
+        self.is_decided = bool(self._function) or (self._stack.is_over and self.row.where is not Where.STALL)
 
     def _has_more(self) -> bool:
+        """Whether the other line came that the row asks for."""
         if self.row.more is None:
             return True
-        wanted = set(self.row.more.groupindex) - {"function"}
-        return wanted <= set(self._fields) and (self.row.where is not Where.LINE or bool(self._frames))
+        wanted = set(self.row.more.groupindex)
+        return wanted - {"function"} <= set(self._fields) and (
+            "function" not in wanted or bool(self._function)
+        )
 
     # ── the title ───────────────────────────────────────────────────────────────────────────────────────────
 
@@ -228,32 +168,31 @@ class TitleFinder:
         title, is_whole = _fill(self.row.title, fields)
         if not corrupted and not is_whole:
             corrupted = self._missing()
-        others: list[str] = []
-        if is_whole:
-            for template in (self.row.title, *self.row.alternatives):
-                for name in dict.fromkeys((function, self._function)):
-                    text, _ = _fill(template, fields | ({"function": name} if name else {}))
-                    others.append(text)
+        others = [
+            _fill(template, fields | ({"function": name} if name else {}))[0]
+            for template in (self.row.title, *self.row.alternatives)
+            for name in dict.fromkeys((function, self._function))
+            if is_whole
+        ]
         alternatives = tuple(other for other in dict.fromkeys(others) if other != title)
         return Title(title, alternatives, self.row.kind, function, corrupted)
 
     def _missing(self) -> str:
         if self.row.more is not None and not self._has_more():
             return "the line that says more is missing"
-        if not self._in_trace and not self._frames:
+        if not self._stack.has_frames:
             return "the backtrace is missing"
-        if not self._is_over:
+        if not self._stack.is_over:
             return "the backtrace is cut off"
         return "the backtrace has no function but those that report or dispatch"
 
 
-_REGISTERS: Final = ("RIP:", "Code:", "RSP:", "EAX:", "RAX:", "RDX:", "RBP:", "R10:", "R13:", "ORIG_RAX", "FS:", "CS:", "CR2:")
 _FORMATTER: Final = Formatter()
 
 
 def _fill(template: str, fields: Mapping[str, str]) -> tuple[str, bool]:
     """Return a title as far as its fields are known, and whether all are."""
-    parts = []
+    parts: list[str] = []
     for text, name, _, _ in _FORMATTER.parse(template):
         if name is not None and name not in fields:
             return _cut("".join(parts) + text).removesuffix(" in"), False
