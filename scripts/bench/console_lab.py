@@ -153,6 +153,7 @@ class Server:
 
 class Kbridge(Server):
     name = "kbridge"
+    options: tuple[str, ...] = ()
 
     def start(self) -> None:
         (self.folder / "k").mkdir()
@@ -161,6 +162,7 @@ class Kbridge(Server):
             str(HERE / "console_server.py"),
             str(self.folder / "k"),
             str(self.ring_bytes),
+            *self.options,
         ]
         self.child = Child(SERVER_CORE, command)
         for path in self.sockets:
