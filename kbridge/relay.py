@@ -277,14 +277,19 @@ class Relay:
             self._exchange.flush(self._now())
             self._execute()
 
-    def open_session(self, name: str) -> tuple[str, socket.socket]:
+    @property
+    def dialect(self) -> Dialect:
+        """Who speaks at the stub."""
+        return self._exchange.client.dialect
+
+    def open_session(self, name: str, *, observes: bool = False) -> tuple[str, socket.socket]:
         """Return the name and the debugger's end of a new session, for what this process does itself.
 
         It is one like any other, and closed at once if there are too many.
         """
         ours, theirs = socket.socketpair()
         name = self._unique(name)
-        self._accepted(theirs, name=name)
+        self._accepted(theirs, observes=observes, name=name)
         return name, ours
 
     def _accepted_observer(self, connection: socket.socket) -> None:

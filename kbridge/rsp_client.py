@@ -14,7 +14,8 @@ invariant: every coroutine ends: with its result, with an error, or when its dea
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final, TypeVar
 
 from twisted.internet.defer import Deferred
@@ -24,7 +25,7 @@ from twisted.internet.interfaces import IDelayedCall
 from gdbstubs.client import State
 from gdbstubs.debugger import Debugger
 from gdbstubs.dialects import RELAY, Dialect
-from gdbstubs.errors import LinkFailed, RemoteProtocolError, TargetError
+from gdbstubs.errors import EAGAIN, EBUSY, LinkFailed, RemoteProtocolError, TargetError
 from gdbstubs.target import Breakpoint, Reply, Stop, Thread, ThreadId
 from kbridge.errors import GuestError
 from kbridge.transports.endpoints import Endpoint
@@ -83,6 +84,36 @@ class RspClient:
     async def read_memory(self, address: int, length: int, thread: ThreadId | None = None) -> bytes:
         """Read virtual memory; fewer bytes where the rest is not mapped."""
         return await self._ask(lambda done: self._debugger.read_memory(address, length, done, thread))
+
+    async def read_all(
+        self, places: Sequence[tuple[int, int]], thread: ThreadId | None = None
+    ) -> list[bytes]:
+        """Read many places of address and length, all under way together; of each what is mapped, which may be nothing.
+
+        Raises ``GuestError`` where the target no longer stands.
+        """
+        if not places:
+            return []
+        found: list[bytes] = [b""] * len(places)
+
+        def read(done: Callable[[TargetError | None], None]) -> None:
+            left = len(places)
+
+            def told(index: int, result: bytes | TargetError) -> None:
+                nonlocal left
+                left -= 1
+                if not isinstance(result, TargetError):
+                    found[index] = result
+                elif result.words or result.errno in (EAGAIN, EBUSY):
+                    done(result)
+                if not left:
+                    done(None)
+
+            for index, (address, length) in enumerate(places):
+                self._debugger.read_memory(address, length, partial(told, index), thread)
+
+        await self._ask(read)
+        return found
 
     async def write_memory(self, address: int, data: bytes, thread: ThreadId | None = None) -> None:
         """Write virtual memory."""

@@ -13,6 +13,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import chain, islice
 from pathlib import Path
 from typing import Final, TypeVar
@@ -83,6 +84,12 @@ def read_kernel(path: Path) -> KernelFile:
         values.get(BREAKPOINT_SYMBOL),
     )
     return KernelFile(path, linked, values.get(LIST_SYMBOL), where, unwinding)
+
+
+@lru_cache(maxsize=MOST_KERNELS)
+def _read_once(path: Path, real: str, size: int, time_ns: int) -> KernelFile:
+    """Read a kernel's file, once for all guests that have it: the other parameters tell one from another."""
+    return read_kernel(path)
 
 
 def read_layouts(types: bytes) -> tuple[ModuleLayout | None, OrcLayout | None]:
@@ -178,7 +185,7 @@ class Finder:
         key = str(path.resolve()), status.st_size, status.st_mtime_ns
         known = self._kernels.get(key)
         if known is None:
-            known = self._kernels[key] = read_kernel(path)
+            known = self._kernels[key] = _read_once(path, *key)
         return known
 
     def _kernel_paths(self) -> Iterator[Path]:

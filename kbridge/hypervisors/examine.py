@@ -66,3 +66,38 @@ def parse(text: str, length: int) -> bytes:
             todo="is it QEMU's?",
         )
     return bytes(data)
+
+
+_PROCESSOR: Final = re.compile(r"^CPU#(\d+)", re.MULTILINE)
+_REGISTER: Final = re.compile(r"\b([A-Z][A-Z0-9]{1,3}) ?=([0-9a-f]{8,16})\b")
+_SEGMENT: Final = re.compile(r"^([CDEFGS]S) ?=([0-9a-f]{4}) ([0-9a-f]{8,16}) ", re.MULTILINE)
+_NAMES: Final = {"RFL": "eflags", "EFL": "eflags"}
+_WANTED: Final = re.compile(r"R[A-Z][XIP]|R[BS]P|R\d{1,2}|RFL|EFL|E[A-Z]{2}|CR[0-4]|EFER")
+
+
+def parse_registers(text: str) -> list[tuple[int, dict[str, int]]]:
+    """Read the answer to ``info registers -a``: for each processor its number and registers, names in lower case.
+
+    Seen with QEMU 7.2, a block for each processor that begins with ``CPU#0``.  ``MachineError`` for any other text.
+    """
+    found = []
+    starts = list(_PROCESSOR.finditer(text))
+    for start, following in zip(starts, [*starts[1:], None], strict=True):
+        block = text[start.end() : None if following is None else following.start()]
+        registers = {
+            _NAMES.get(name, name.lower()): int(value, 16)
+            for name, value in _REGISTER.findall(block)
+            if _WANTED.fullmatch(name)
+        }
+        for name, selector, base in _SEGMENT.findall(block):
+            registers[name.lower()] = int(selector, 16)
+            if name in ("FS", "GS"):
+                registers[f"{name.lower()}_base"] = int(base, 16)
+        if "rip" not in registers and "eip" not in registers:
+            break
+        found.append((int(start[1]), registers))
+    if not found or len(found) < len(starts):
+        raise MachineError(
+            "the monitor's list of registers is not understood", why=repr(text[:80]), todo="is it QEMU's?"
+        )
+    return found
