@@ -19,6 +19,7 @@ from typing import Annotated, Any, Final, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError
 
+from kbridge.crash.policy import OnCrash
 from kbridge.errors import ConfigError
 from kbridge.places import default_dirs, is_server
 from kbridge.transports.endpoints import (
@@ -183,6 +184,15 @@ def _way(value: object) -> BreakInWay:
     return _word(value, BreakInWay, "a way to break in")
 
 
+def _hook_url(value: object) -> str:
+    value = _text(value, "the address of a hook")
+    if len(value) > _MOST_URL or not is_server(value) or not value.isprintable() or " " in value:
+        raise ValueError(
+            f"{value[:80]!r} is no address of http or https, such as 'https://crashes.example/hook'"
+        )
+    return value
+
+
 def _mode(value: object) -> int:
     if not isinstance(value, str) or not _MODE.fullmatch(value):
         raise ValueError('a mode is a text of three octal digits after 0, its owner\'s a 6: "0600" or "0660"')
@@ -334,6 +344,114 @@ class GuestConfig(BaseModel):
         description="How much is kept of what debuggers and stub said to each other, memory contents included; the "
         "file is made when a debugger comes. 0: nothing.",
         examples=[4 << 20],
+    )
+    crash_capture: bool = Field(
+        default=True,
+        description="Whether a crash of the guest is noticed and its evidence kept, in state_dir/crashes.",
+        examples=[True],
+    )
+    crash_warnings: bool = Field(
+        default=True,
+        description="Whether what the kernel only warns of (WARNING, and what its checkers find) is a crash too; the "
+        "guest is paused while the evidence is taken, and goes on.",
+        examples=[True],
+    )
+    on_crash: OnCrash = Field(
+        default=OnCrash.LEAVE,
+        strict=False,
+        description='What becomes of a guest that died, once its evidence is taken: "leave" (it stays as it died, for '
+        'a debugger), "resume", "reset" or "off". One that a debugger controls is left alone.',
+        examples=["leave"],
+    )
+    crash_quiet_seconds: float = Field(
+        default=1.0,
+        ge=0.05,
+        le=600,
+        allow_inf_nan=False,
+        description="After how long without text a report that the kernel has not closed is taken to be at its end.",
+        examples=[1.0],
+    )
+    crash_silence_seconds: float = Field(
+        default=0.0,
+        ge=0,
+        le=604800,
+        allow_inf_nan=False,
+        description="A guest that runs and whose console says nothing for so long counts as crashed. 0: never.",
+        examples=[600.0],
+    )
+    crash_full: int = Field(
+        default=3,
+        ge=1,
+        le=1000,
+        description="How many crashes of one title are kept in full within an hour; more of them are counted only.",
+        examples=[3],
+    )
+    crash_keep: int = Field(
+        default=20,
+        ge=1,
+        le=10000,
+        description="How many crashes are kept; the oldest goes first, and likewise with the next two.",
+        examples=[20],
+    )
+    crash_keep_days: float = Field(
+        default=90.0,
+        gt=0,
+        le=36500,
+        allow_inf_nan=False,
+        description="How long a crash is kept, in days.",
+        examples=[90.0],
+    )
+    crash_keep_bytes: int = Field(
+        default=16 << 30,
+        ge=1 << 20,
+        le=1 << 50,
+        description="How much all crashes of the guest may take together.",
+        examples=[16 << 30],
+    )
+    crash_free_bytes: int = Field(
+        default=1 << 30,
+        ge=0,
+        le=1 << 50,
+        description="How much of the disk a crash must leave free: older crashes make room, else it is kept without "
+        "its memory image.",
+        examples=[1 << 30],
+    )
+    crash_image: bool = Field(
+        default=True,
+        description="Whether the memory of a guest that died is kept too. It holds all of the guest's data.",
+        examples=[True],
+    )
+    crash_image_bytes: int = Field(
+        default=8 << 30,
+        ge=1 << 20,
+        le=1 << 50,
+        description="How large the file of one image may be; it is compressed.",
+        examples=[8 << 30],
+    )
+    crash_image_recipients: tuple[Annotated[str, Field(min_length=1, max_length=4096)], ...] = Field(
+        default=(),
+        strict=False,
+        max_length=16,
+        description="Public keys of `age` that images are encrypted to.",
+        examples=[["age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p"]],
+    )
+    crash_command: tuple[Annotated[str, Field(min_length=1, max_length=4096)], ...] = Field(
+        default=(),
+        strict=False,
+        max_length=64,
+        description="A program that is run for each crash, with its arguments; the path of report.json comes after "
+        "them.",
+        examples=[["/usr/local/bin/crashed", "--tell"]],
+    )
+    crash_url: Annotated[str, PlainValidator(_hook_url)] | None = Field(
+        default=None,
+        description="Where report.json of each crash is sent to, by POST.",
+        examples=["https://crashes.example/hook"],
+    )
+    crash_url_key: _Path | None = Field(
+        default=None,
+        description="A file with the key by which what is sent there is signed (HMAC-SHA256).",
+        examples=["/etc/kbridge/hook.key"],
     )
 
     @property

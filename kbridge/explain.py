@@ -46,6 +46,22 @@ _TYPES = {
     "ring_bytes": "bytes",
     "timeline_bytes": "bytes",
     "packets_ring_bytes": "bytes",
+    "crash_capture": "true or false",
+    "crash_warnings": "true or false",
+    "on_crash": "word",
+    "crash_quiet_seconds": "seconds",
+    "crash_silence_seconds": "seconds",
+    "crash_full": "number",
+    "crash_keep": "number",
+    "crash_keep_days": "days",
+    "crash_keep_bytes": "bytes",
+    "crash_free_bytes": "bytes",
+    "crash_image": "true or false",
+    "crash_image_bytes": "bytes",
+    "crash_image_recipients": "list of texts",
+    "crash_command": "list of texts",
+    "crash_url": "address",
+    "crash_url_key": "path",
 }
 
 

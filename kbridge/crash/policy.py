@@ -1,0 +1,97 @@
+"""What is done about a crash: whether it is kept in full, and what becomes of its guest.
+
+in          crashes as they are noticed, the configuration, who is at work on the guest
+out         decisions
+invariant   a guest that somebody controls is never resumed, reset or switched off; one that goes on by itself is let
+            go on if it was this relay that paused it
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from kbridge.crash.facts import Noticed
+
+LOOP_NS: Final = 3600 * 1_000_000_000
+"""Equal crashes within so long are a loop."""
+MOST_TITLES: Final = 256
+
+
+class OnCrash(Enum):
+    """What becomes of a guest that died, when its evidence has been taken."""
+
+    LEAVE = "leave"
+    """It stays as it died, for a debugger."""
+    RESUME = "resume"
+    RESET = "reset"
+    OFF = "off"
+
+
+class After(Enum):
+    """What is to be done with a guest when its evidence has been taken."""
+
+    NOTHING = "nothing"
+    RESUME = "resume"
+    RESET = "reset"
+    OFF = "off"
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How a guest stands when its evidence has been taken."""
+
+    paused_by_us: bool
+    """For this capture."""
+    controlled: bool
+    has_machine: bool
+
+
+def after(noticed: Noticed, on_crash: OnCrash, standing: Standing) -> tuple[After, str]:
+    """Return what is to be done, and what that is in words."""
+    if noticed.hands_off:
+        return After.NOTHING, f"not touched: {noticed.hands_off}"
+    if not standing.has_machine:
+        return After.NOTHING, "as it was: it has no machine monitor"
+    if standing.controlled:
+        return After.NOTHING, "left to the debugger that controls it"
+    if not noticed.fatal:
+        if standing.paused_by_us:
+            return After.RESUME, "went on"
+        return After.NOTHING, "as it was"
+    match on_crash:
+        case OnCrash.RESUME:
+            return After.RESUME, "resumed"
+        case OnCrash.RESET:
+            return After.RESET, "reset"
+        case OnCrash.OFF:
+            return After.OFF, "switched off"
+        case _ if noticed.in_debugger and standing.paused_by_us:
+            # A machine that stands has no use of a kernel's debugger.
+            return After.RESUME, "left in its kernel's debugger"
+        case _:
+            return After.NOTHING, "left as it died"
+
+
+class Loops:
+    """Recognises a guest that dies of the same again and again: the first ones are kept in full, others counted."""
+
+    def __init__(self, full: int) -> None:
+        self._full = full
+        self._seen: OrderedDict[str, deque[int]] = OrderedDict()
+
+    def is_full(self, title: str, wall_ns: int) -> bool:
+        """Take note of a crash; return whether it is to be kept in full."""
+        times = self._seen.setdefault(title, deque(maxlen=self._full))
+        self._seen.move_to_end(title)
+        while len(self._seen) > MOST_TITLES:
+            self._seen.popitem(last=False)
+        while times and wall_ns - times[0] > LOOP_NS:
+            times.popleft()
+        if len(times) == self._full:
+            return False
+        times.append(wall_ns)
+        return True
