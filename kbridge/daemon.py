@@ -15,6 +15,10 @@ from typing import Any
 from twisted.logger import Logger
 
 from kbridge.config import Config, Difference, difference
+from kbridge.crash import store as crash_store
+from kbridge.crash.desk import Desk
+from kbridge.crash.knowledge import Library
+from kbridge.crash.store import Store
 from kbridge.debuginfo.debuginfod import Debuginfod
 from kbridge.errors import KbridgeError
 from kbridge.frontends.consoles import ConsoleSocket
@@ -43,6 +47,12 @@ class Daemon:
         self._control: ControlSocket | None = None
         self._access = _access(config)
         self._servers: Debuginfod | None = None
+        self.crashes = Desk(
+            reactor,
+            Store(config.relay.state_dir / crash_store.FOLDER, time.time_ns),
+            Library(config.relay.debug_dirs),
+            lambda: self.debug_dirs,
+        )
         if config.relay.debuginfod_urls:
             self._servers = Debuginfod(
                 reactor,
@@ -62,6 +72,7 @@ class Daemon:
             self._reactor, self, self.config.relay.runtime_dir / "control", self._access
         )
         self._control.start()
+        self.crashes.start()
         for name in self.config.guests:
             self._add(name)
 
@@ -73,6 +84,7 @@ class Daemon:
 
     async def stop(self) -> None:
         """Let all guests go and remove the sockets; returns when that is done."""
+        await self.crashes.stop()
         for name in list(self.guests):
             await self._remove(name)
         if self._control is not None:
@@ -116,6 +128,7 @@ class Daemon:
             access=self._access,
             debug_dirs=self.debug_dirs,
             servers=self._servers,
+            desk=self.crashes,
         )
         self.guests[name] = guest
         guest.start()
@@ -131,6 +144,7 @@ class Daemon:
         if self._control is not None:
             # Those who follow its record must let go of it before it is closed.
             self._control.guest_gone()
+        self.crashes.forget(guest)
         await guest.stop()
         try:
             guest.runtime.rmdir()

@@ -24,6 +24,8 @@ from kbridge.config import BreakInWay, GuestConfig, OnLeave, StubDialect, StubKi
 from kbridge.console.pen import Pen
 from kbridge.console.recorder import Recorder
 from kbridge.console.timeline import OWN_KEYS
+from kbridge.crash.desk import Desk
+from kbridge.crash.watch import CrashWatch
 from kbridge.debuginfo.debuginfod import Debuginfod
 from kbridge.debuginfo.finders import Finder
 from kbridge.debuginfo.objects import DebuggerObjects
@@ -63,6 +65,7 @@ class Guest:
         access: SocketAccess,
         debug_dirs: Sequence[Path] = (),
         servers: Debuginfod | None = None,
+        desk: Desk | None = None,
     ) -> None:
         self.name = name
         self.config = config
@@ -73,6 +76,8 @@ class Guest:
         self.access = access
         self._reactor = reactor
         self._poller = poller
+        self.finder = Finder(config.vmlinux, (*config.debug_dirs, *self._debug_dirs), state)
+        """Of the files with its kernel's symbols."""
         self.recorder = Recorder(state, config.ring_bytes, timeline_bytes=config.timeline_bytes)
         self.packets: PacketRecord | None = None
         self.pen = Pen()
@@ -93,6 +98,11 @@ class Guest:
             self.machine,
         )
         self.relay = self._make_relay(state)
+        self.crashes: CrashWatch | None = None
+        if desk is not None and config.crash_capture and (self.machine is not None or config.console):
+            self.crashes = CrashWatch(
+                reactor, self, desk.sweep, desk.library, lambda crash: desk.noticed(self, crash)
+            )
 
     def _make_relay(self, state: Path) -> Relay | None:
         stub: Endpoint | Reach
@@ -125,7 +135,7 @@ class Guest:
             dialect=_DIALECTS[self.config.dialect],
             break_in=self.ways_in,
             tap=None if self.packets is None else self.packets.tap,
-            finder=Finder(self.config.vmlinux, (*self.config.debug_dirs, *self._debug_dirs), state),
+            finder=self.finder,
             servers=self._servers,
             console=self.recorder.ring,
         )
@@ -147,6 +157,8 @@ class Guest:
 
     def start(self) -> None:
         """Open line, monitor and sockets.  Raises ``KbridgeError`` when a socket cannot be made."""
+        if self.crashes is not None:
+            self.crashes.start()
         if self.config.console is not None:
             sink = self.recorder if self._shared is None else self._shared
             line = open_line(self._reactor, self._poller, self.config.console, sink)
@@ -160,6 +172,8 @@ class Guest:
 
     async def stop(self) -> None:
         """Let the guest go and close everything; the guest itself goes on."""
+        if self.crashes is not None:
+            self.crashes.stop()
         if self.relay is not None:
             await self.relay.stop()
         if self._unsubscribe is not None:

@@ -1,0 +1,264 @@
+"""What a watch notices of a guest, by made-up consoles and machines and a clock that stands until it is moved."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from capture_lab import FakeMachine, fake_guest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from twisted.internet.task import Clock
+
+from kbridge.crash.facts import How, Noticed
+from kbridge.crash.sweep import Sweep
+from kbridge.crash.watch import GONE_SECONDS, CrashWatch
+from kbridge.hypervisors.interface import MachineState, RunState
+from kbridge.transports.lines import LineState
+
+PANIC = b"""\
+[    8.335000] sysrq: Trigger a crash\r
+[    8.335317] Kernel panic - not syncing: sysrq triggered crash\r
+[    8.335317] CPU: 0 PID: 1 Comm: sh Not tainted 6.1.0 #1\r
+[    8.335317] Call Trace:\r
+[    8.335317]  <TASK>\r
+[    8.335317]  panic+0x118/0x2f4\r
+[    8.335317]  sysrq_handle_crash+0x16/0x20\r
+[    8.335317]  </TASK>\r
+"""
+END = b"[    8.400000] ---[ end Kernel panic - not syncing: sysrq triggered crash ]---\r\n"
+WARNING = b"""\
+[   25.108984] ------------[ cut here ]------------\r
+[   25.109119] WARNING: CPU: 1 PID: 60 at drivers/misc/lkdtm/bugs.c:85 lkdtm_WARNING+0x8/0xb\r
+[   25.109965] CPU: 1 PID: 60 Comm: sh Not tainted 6.1.192-kgdb #1\r
+[   25.121085] RIP: 0010:lkdtm_WARNING+0x8/0xb\r
+[   25.130000] Call Trace:\r
+[   25.130000]  <TASK>\r
+[   25.130000]  direct_entry+0x1/0x2\r
+[   25.130000]  </TASK>\r
+[   25.130000] ---[ end trace 0000000000000000 ]---\r
+"""
+BOOT = b"[    0.000000] Linux version 6.1.0 (a@b) #1 SMP\r\n[    0.100000] x86: ok\r\n"
+
+
+class Watched:
+    """One guest under a watch."""
+
+    def __init__(self, folder: Path, machine: bool = True, **config: Any) -> None:
+        self.clock = Clock()
+        self.machine = FakeMachine(RunState.RUNNING) if machine else None
+        self.guest = fake_guest(folder, machine=self.machine, crash_quiet_seconds=1.0, **config)
+        self.guest.line = SimpleNamespace(state=LineState.OPEN)
+        self.told: list[Noticed] = []
+        library: Any = SimpleNamespace(warm=lambda _: None)
+        sweep = Sweep(self.clock)
+        self.watch = CrashWatch(self.clock, self.guest, sweep, library, self.told.append)
+        self.watch._is_warm = True
+        self.watch.start()
+
+    def says(self, data: bytes) -> None:
+        self.guest.recorder.append(data)
+
+    def wait(self, seconds: float) -> None:
+        for _ in range(int(seconds * 20)):
+            self.clock.advance(0.05)
+
+    @property
+    def titles(self) -> list[str]:
+        return [one.title for one in self.told]
+
+    def panics(self) -> None:
+        assert self.machine is not None
+        self.machine.state = MachineState(RunState.PANICKED, "guest-panicked")
+        self.machine.says("machine.panic", action="pause")
+
+    def close(self) -> None:
+        self.watch.stop()
+        self.guest.recorder.close()
+        assert not [one for one in self.clock.getDelayedCalls() if one.active()]
+
+
+@pytest.fixture
+def watched(tmp_path: Path) -> Iterator[Watched]:
+    one = Watched(tmp_path)
+    yield one
+    one.close()
+
+
+def test_a_panic_is_told_when_its_text_is_over(watched: Watched) -> None:
+    watched.says(BOOT + PANIC)
+    watched.wait(0.5)
+    assert watched.titles == []
+    watched.says(END)
+    watched.wait(0.2)
+    assert watched.titles == ["kernel panic: sysrq triggered crash"]
+    (one,) = watched.told
+    assert (one.how, one.kind, one.fatal, one.hands_off) == (How.CONSOLE, "panic", True, "")
+    ring = watched.guest.recorder.ring
+    said = ring.read(one.begin, one.end - one.begin)
+    assert said is not None
+    assert said.startswith(b"[    8.335")
+    assert b"sysrq_handle_crash" in said
+
+
+def test_silence_ends_a_report_that_the_kernel_does_not(watched: Watched) -> None:
+    watched.says(PANIC)
+    watched.wait(0.9)
+    assert watched.titles == []
+    watched.wait(0.4)
+    assert watched.titles == ["kernel panic: sysrq triggered crash"]
+
+
+def test_the_machines_word_ends_a_report_at_once_and_one_death_is_told_once(watched: Watched) -> None:
+    watched.says(PANIC)
+    watched.panics()
+    # The line still brings something.
+    watched.clock.advance(0.05)
+    watched.says(b"[    8.336000] Kernel Offset: disabled\r\n")
+    watched.wait(0.5)
+    assert watched.titles == ["kernel panic: sysrq triggered crash"]
+    watched.panics()
+    watched.wait(5)
+    assert len(watched.told) == 1
+
+
+def test_a_panic_of_which_the_console_says_nothing_is_the_machines(watched: Watched) -> None:
+    watched.panics()
+    watched.wait(0.5)
+    assert [(one.how, one.kind, one.title) for one in watched.told] == [
+        (How.MACHINE, "panic", "kernel panic")
+    ]
+
+
+def test_a_guest_that_saves_itself_is_not_to_be_touched(watched: Watched) -> None:
+    assert watched.machine is not None
+    watched.says(PANIC)
+    watched.machine.says("machine.crashloaded")
+    watched.wait(0.5)
+    assert "kdump" in watched.told[0].hands_off
+
+
+def test_what_the_kernel_survives_is_no_death(watched: Watched) -> None:
+    watched.says(WARNING)
+    watched.wait(0.3)
+    assert [(one.title, one.fatal) for one in watched.told] == [("WARNING in lkdtm_WARNING", False)]
+    watched.says(PANIC + END)
+    watched.wait(0.3)
+    assert watched.titles[1:] == ["kernel panic: sysrq triggered crash"]
+
+
+def test_warnings_may_be_left_out(tmp_path: Path) -> None:
+    one = Watched(tmp_path, crash_warnings=False)
+    one.says(WARNING)
+    one.wait(2)
+    assert one.told == []
+    one.close()
+
+
+def test_a_reset_without_a_word_is_a_crash_and_an_orderly_one_is_none(watched: Watched) -> None:
+    machine = watched.machine
+    assert machine is not None
+    # Firmware resets the machine while nothing is booted.
+    watched.says(b"SeaBIOS (version 1.16)\r\n")
+    machine.says("machine.reset")
+    assert watched.told == []
+    watched.says(BOOT)
+    machine.says("machine.reset", ours=True)
+    watched.says(BOOT + b"[  100.000000] reboot: Restarting system\r\n")
+    machine.says("machine.reset")
+    assert watched.told == []
+    watched.says(BOOT)
+    machine.says("machine.reset")
+    (one,) = watched.told
+    assert (one.kind, one.title) == ("reset", "unexpected reset")
+    assert "next boot" in one.hands_off
+    # A panic that ends in a reset is a panic.
+    watched.says(BOOT + PANIC + END)
+    watched.wait(0.3)
+    machine.says("machine.reset")
+    assert len(watched.told) == 2
+
+
+def test_a_machine_that_ends_without_a_word_is_gone(watched: Watched) -> None:
+    machine = watched.machine
+    assert machine is not None
+
+    def lost(seconds: float) -> None:
+        machine.connected = False
+        machine.says("machine.lost", why="it hung up")
+        watched.wait(seconds)
+
+    lost(GONE_SECONDS / 2)
+    machine.connected = True
+    machine.says("machine.found")
+    watched.wait(2 * GONE_SECONDS)
+    assert watched.told == []
+    machine.says("machine.shutdown", reason="guest-shutdown")
+    lost(2 * GONE_SECONDS)
+    assert watched.told == []
+    machine.connected = True
+    machine.says("machine.found")
+    lost(2 * GONE_SECONDS)
+    assert watched.titles == ["guest gone"]
+
+
+def test_a_watchdog_and_a_second_death_on_the_next_boot(watched: Watched) -> None:
+    assert watched.machine is not None
+    watched.machine.says("machine.watchdog", action="reset")
+    watched.machine.says("machine.watchdog", action="reset")
+    watched.machine.says("machine.reset")
+    watched.panics()
+    watched.wait(0.5)
+    assert watched.titles == ["watchdog fired", "kernel panic"]
+
+
+def test_silence_is_told_once_and_only_of_a_guest_that_runs(tmp_path: Path) -> None:
+    one = Watched(tmp_path, crash_silence_seconds=10.0)
+    assert one.machine is not None
+    one.says(b"tick\r\n")
+    one.wait(9)
+    assert one.told == []
+    one.says(b"tick\r\n")
+    one.wait(9)
+    one.machine.state = MachineState(RunState.PAUSED, "paused")
+    one.wait(30)
+    assert one.told == []
+    one.machine.state = MachineState(RunState.RUNNING, "running")
+    one.wait(40)
+    assert [(each.how, each.title) for each in one.told] == [(How.SILENCE, "no output")]
+    one.close()
+
+
+def test_a_console_alone_is_watched_too(tmp_path: Path) -> None:
+    one = Watched(tmp_path, machine=False)
+    one.says(PANIC + END)
+    one.wait(0.3)
+    assert one.titles == ["kernel panic: sysrq triggered crash"]
+    one.close()
+
+
+def test_a_reader_that_was_overtaken_goes_on(watched: Watched) -> None:
+    watched.says(b"x" * (1 << 17))
+    watched.says(b"\r\n" + PANIC + END)
+    watched.wait(1.5)
+    assert watched.titles == ["kernel panic: sysrq triggered crash"]
+
+
+@settings(max_examples=40)
+@given(st.lists(st.integers(1, 300), max_size=30), st.lists(st.sampled_from([0.0, 0.05, 0.15]), max_size=30))
+def test_however_the_text_comes_it_is_told_once(
+    tmp_path_factory: pytest.TempPathFactory, cuts: list[int], pauses: list[float]
+) -> None:
+    one = Watched(tmp_path_factory.mktemp("watch"))
+    rest = BOOT + WARNING + PANIC + END + b"[    9.000000] \r\n"
+    for number, cut in enumerate(cuts):
+        one.says(rest[:cut])
+        rest = rest[cut:]
+        one.clock.advance(pauses[number] if number < len(pauses) else 0.0)
+    one.says(rest)
+    one.wait(1.5)
+    assert one.titles == ["WARNING in lkdtm_WARNING", "kernel panic: sysrq triggered crash"]
+    one.close()
