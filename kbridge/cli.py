@@ -31,6 +31,7 @@ SECTIONS: Final[Mapping[str, Mapping[str, str]]] = {
         "console": "Look at, and type on, a guest's console.",
         "log": "Print what a guest's console said and what was done.",
         "triage": "Say how far a guest's last boot came, how long that took, what failed, and what to try.",
+        "crash": "Show what guests died of, take the evidence of one, look at its memory.",
         "gdb": "Debug a guest's kernel with gdb.",
         "drgn": "Open drgn on a guest's memory, read-only.",
         "trace": "Show what debuggers and stub say to each other.",
@@ -38,9 +39,6 @@ SECTIONS: Final[Mapping[str, Mapping[str, str]]] = {
         "boot": "Restart a guest and bring it to a root shell, or where else it is to stop.",
         "expect": "Run a script on a guest's console: wait, send, branch.",
         "break": "Send BREAK and a SysRq key to a guest's kernel.",
-    },
-    "What is left of one": {
-        "crash": "Look at guests that died: their memory with gdb, drgn or crash.",
     },
     "Symbols": {
         "decode": "Explain the oopses and backtraces in a kernel's log.",

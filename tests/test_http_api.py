@@ -120,6 +120,7 @@ def valid_body(route_name: str) -> bytes:
         "power": b'{"action": "pause"}',
         "break": b'{"sysrq": "h"}',
         "boot": b'{"single_user": true}',
+        "capture": b"{}",
         "expect": b'{"script": "send \\"x\\""}',
     }
     return bodies.get(route_name, b"")
@@ -128,7 +129,7 @@ def valid_body(route_name: str) -> bytes:
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.name)
 @pytest.mark.parametrize("guest", ["web1", "bare", "nobody"])
 def test_every_route_answers_as_the_document_says(relay: RelayProcess, route: Any, guest: str) -> None:
-    path = route.path.replace("{name}", guest)
+    path = route.path.replace("{name}", guest).replace("{id}", "no-such-crash")
     headers = {"Upgrade": "websocket"} if isinstance(route.action, Upgrades) else {}
     status, data = relay.ask(route.method, path, valid_body(route.name), **headers)
     responses = document()["paths"][route.path][route.method.lower()]["responses"]

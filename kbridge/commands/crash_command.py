@@ -6,15 +6,26 @@ from pathlib import Path
 
 import click
 
+from kbridge.commands.crash_reports import COMMANDS, folder_of
 from kbridge.commands.decode_command import DEBUG_DIRS
+from kbridge.options import relay_options
 
 
 @click.group("crash")
 def command() -> None:
-    """Look at guests that died: their memory with gdb, drgn or crash."""
+    """Show what guests died of, take the evidence of one, look at its memory.
+
+    A crash is named by when it was and its guest; the beginning of a name will do where no other begins so, and `last`
+    is the newest.
+    """
+
+
+for one in COMMANDS:
+    command.add_command(one)
 
 
 @command.command("open")
+@relay_options
 @click.option(
     "--with",
     "tool",
@@ -41,20 +52,22 @@ def command() -> None:
     help="The file with age's secret key, for an encrypted image.",
 )
 @click.option("--gdb", "gdb", default="gdb", show_default=True, metavar="PROGRAM", help="The gdb to run.")
-@click.argument("image", type=click.Path(path_type=Path))
+@click.argument("image")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def open_command(
+    control: str | None,
+    config: str | None,
     tool: str,
     vmlinux: Path | None,
     folders: tuple[Path, ...],
     identity: Path | None,
     gdb: str,
-    image: Path,
+    image: str,
     arguments: tuple[str, ...],
 ) -> None:
     """Open a guest's memory image with gdb, drgn or crash.
 
-    IMAGE is an image's file, or the folder of a crash that has one.  gdb is served as on a live guest: names, source
+    IMAGE is a crash's name, the folder of a crash, or an image's file.  gdb is served as on a live guest: names, source
     lines, types and modules with no set-up; processors are its first threads, then all tasks that sleep, each with its
     stack.  Nothing can be changed and nothing runs.  drgn and crash read a plain core file: an image that is compressed
     is unpacked for them into TMPDIR, without its zeroes, as long as they run.  What stands after `--` goes to the tool:
@@ -65,11 +78,12 @@ def open_command(
     from kbridge.crash.image_place import image_in  # noqa: PLC0415
 
     places = (*folders, *map(Path, DEBUG_DIRS))
-    with decrypted(image_in(image), identity) as path:
+    place = Path(image) if Path(image).exists() else folder_of(control, config, image)
+    with decrypted(image_in(place), identity) as path:
         if tool == "gdb":
             from kbridge.commands.crash_gdb import run_gdb  # noqa: PLC0415
 
-            status = run_gdb(path, image.name, vmlinux, places, gdb, arguments)
+            status = run_gdb(path, place.name, vmlinux, places, gdb, arguments)
         else:
             from kbridge.commands.crash_tools import run_crash, run_drgn  # noqa: PLC0415
 

@@ -116,7 +116,12 @@ class Answering:
             )
         body = route.action.body if isinstance(route.action, routes.Answers | routes.Streams) else None
         call = Call(
-            self._connection.daemon, self._connection.user, found.guest, self._query(route), self._body(body)
+            self._connection.daemon,
+            self._connection.user,
+            found.guest,
+            self._query(route),
+            self._body(body),
+            found.crash,
         )
         return route, call
 

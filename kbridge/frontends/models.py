@@ -7,7 +7,7 @@ hexadecimal (JSON's numbers hold 53 bits only).
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
@@ -153,6 +153,72 @@ class Kernel(_Given):
         description="Address of exception 0's handler in the guest's interrupt table; minus the address of "
         "`asm_exc_divide_error` in vmlinux it is the distance by which KASLR moved the kernel",
     )
+
+
+class Crash(_Given):
+    """A crash of a guest, as the list shows it."""
+
+    id: str
+    guest: str
+    title: str
+    time: datetime
+    count: int = Field(description="How often a crash of this title was noticed on this guest by now")
+    first: datetime | None = Field(default=None, description="When the first of them was")
+    last: datetime | None = Field(default=None, description="When the last of them was")
+    kind: str = Field(description="panic, oops, warning, … (docs/crash.md)")
+    fatal: bool = Field(description="Whether the guest could not go on by itself")
+    state: str = Field(description="complete, pending (parts are still taken) or incomplete")
+    path: str = Field(description="Its folder on the relay's machine")
+
+
+class Crashes(_Given):
+    """The crashes that are kept, the newest first."""
+
+    crashes: list[Crash]
+
+
+class CrashReport(_Given):
+    """A crash: where it is, and its report."""
+
+    id: str
+    path: str
+    markdown: str = Field(description="report.md")
+    report: dict[str, Any] = Field(description="report.json (docs/crash-capture.md)")
+
+
+class CrashesQuery(_Taken):
+    """Which crashes."""
+
+    guest: str | None = Field(default=None, min_length=1, max_length=64, description="Of this guest only")
+
+
+class CrashEventsQuery(CrashesQuery):
+    """Which crashes, and whether to go on."""
+
+    follow: bool = Field(
+        default=False, description="What happens from now on, instead of the crashes that are kept"
+    )
+
+
+class CaptureWish(_Taken):
+    """Take the evidence of a guest that nobody says has crashed."""
+
+    title: str = Field(default="", max_length=200, description="What to call it")
+
+
+class CrashTold(_Given):
+    """Something that happened to a crash."""
+
+    time: datetime
+    what: Literal["noticed", "published", "finished"] = Field(
+        description="noticed; published: its report can be read; finished: with all of its parts"
+    )
+    guest: str
+    title: str
+    count: int
+    id: str | None = Field(default=None, description="With published and finished")
+    state: str | None = Field(default=None, description="With published and finished")
+    path: str | None = Field(default=None, description="With published and finished")
 
 
 class Power(_Taken):

@@ -99,6 +99,16 @@ def _describe_upgrade(
 
 
 def _path_parameters(route: Route) -> list[dict[str, Any]]:
+    if route.has_crash:
+        return [
+            {
+                "name": "id",
+                "in": "path",
+                "required": True,
+                "description": "The crash's name, or the beginning of one that no other begins with",
+                "schema": {"type": "string"},
+            }
+        ]
     if not route.has_guest:
         return []
     schema = {"type": "string", "pattern": "^[a-z0-9][a-z0-9._-]{0,30}$"}

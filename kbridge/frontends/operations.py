@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar, cast
 
 from kbridge.boot.running import BootRun
 from kbridge.boot.wishes import Wishes
 from kbridge.console.log import History
+from kbridge.crash import store as crash_store
+from kbridge.crash.facts import How, Noticed
 from kbridge.expect import script
 from kbridge.expect.runner import ExpectRun
 from kbridge.frontends import models
 from kbridge.frontends.console_session import ConsoleSession
+from kbridge.frontends.crash_events import CrashEvents
 from kbridge.frontends.log_session import LogSession
 from kbridge.frontends.log_text import LogReader
 from kbridge.frontends.problems import Kind, ProblemError
@@ -46,6 +51,7 @@ class Call:
     guest_name: str | None
     query: BaseModel | None
     body: BaseModel | None
+    crash_name: str | None = None
 
     @property
     def guest(self) -> Guest:
@@ -131,6 +137,47 @@ async def kernel(call: Call) -> models.Kernel:
     except SlideUnknown as error:
         raise ProblemError(Kind.REFUSED, str(error), hint="try again when the kernel has booted") from error
     return models.Kernel(divide_error=hex(handler))
+
+
+async def crashes(call: Call) -> models.Crashes:
+    """List the crashes that are kept."""
+    asked = call.asked(models.CrashesQuery)
+    listed = call.daemon.crashes.store.listed(asked.guest)
+    return models.Crashes(crashes=[models.Crash.model_validate(one) for one in listed])
+
+
+async def crash(call: Call) -> models.CrashReport:
+    """Show one crash."""
+    assert call.crash_name is not None
+    return await _crash(call, call.crash_name)
+
+
+async def _crash(call: Call, name: str) -> models.CrashReport:
+    desk = call.daemon.crashes
+    path = desk.store.find(name)
+    found = None if path is None else await desk.in_thread(partial(crash_store.read_report, path))
+    if path is None or found is None:
+        raise ProblemError(
+            Kind.UNKNOWN_CRASH, f"no crash {name!r} is kept", hint="`kbridge crash ls` shows those that are"
+        )
+    markdown, document = found
+    return models.CrashReport(id=path.name, path=str(path), markdown=markdown, report=document)
+
+
+async def capture(call: Call) -> models.CrashReport:
+    """Take the evidence of a guest now."""
+    guest = call.guest
+    title = call.given(models.CaptureWish).title or f"captured by hand ({call.by})"
+    head = guest.recorder.ring.head
+    words = f"{call.by} asked for its evidence"
+    noticed = Noticed(How.HAND, "by-hand", title, words, time.time_ns(), fatal=False, begin=head, end=head)
+    return await _crash(call, await call.daemon.crashes.by_hand(guest, noticed))
+
+
+def crash_events(call: Call) -> CrashEvents:
+    """Follow what happens to crashes."""
+    asked = call.asked(models.CrashEventsQuery)
+    return CrashEvents(call.daemon.crashes, asked.guest, follow=asked.follow)
 
 
 async def reload(call: Call) -> models.Reloaded:

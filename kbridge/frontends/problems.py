@@ -34,6 +34,7 @@ class Kind(Enum):
     BAD_REQUEST = ("bad-request", 400, "The request is not valid")
     NOT_FOUND = ("not-found", 404, "There is nothing under this path")
     UNKNOWN_GUEST = ("unknown-guest", 404, "There is no such guest")
+    UNKNOWN_CRASH = ("unknown-crash", 404, "There is no such crash")
     METHOD_NOT_ALLOWED = ("method-not-allowed", 405, "This path does not have this method")
     NOT_CAPABLE = ("not-capable", 409, "The guest cannot do this")
     BUSY = ("busy", 503, "The relay has as many connections as it takes")

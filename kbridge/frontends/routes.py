@@ -21,6 +21,8 @@ from kbridge.frontends.sessions import SocketSession
 from kbridge.frontends.trace_stream import MEDIA_TYPES as TRACE_MEDIA_TYPES
 
 PARAMETER: Final = "{name}"
+CRASH: Final = "{id}"
+"""The other parameter that a path may have."""
 EVERYWHERE: Final = (Kind.BAD_REQUEST, Kind.CROSS_ORIGIN, Kind.TOO_LARGE, Kind.BUSY, Kind.INTERNAL)
 """Problems that any request can meet before or beside what it asks for."""
 
@@ -84,6 +86,11 @@ class Route:
     def has_guest(self) -> bool:
         """Whether the path names a guest."""
         return PARAMETER in self.path
+
+    @property
+    def has_crash(self) -> bool:
+        """Whether the path names a crash."""
+        return CRASH in self.path
 
     @property
     def all_problems(self) -> tuple[Kind, ...]:
@@ -189,6 +196,38 @@ ROUTES: Final = (
         problems=(Kind.NOT_CAPABLE,),
     ),
     Route(
+        "crashes",
+        "GET",
+        "/crashes",
+        "The crashes that are kept",
+        Answers(operations.crashes, models.Crashes),
+        models.CrashesQuery,
+    ),
+    Route(
+        "crash",
+        "GET",
+        "/crashes/{id}",
+        "One crash with its report",
+        Answers(operations.crash, models.CrashReport),
+        problems=(Kind.UNKNOWN_CRASH,),
+    ),
+    Route(
+        "crash-events",
+        "GET",
+        "/crash-events",
+        "The crashes that are kept, or what happens to them from now on: an object a line",
+        Streams(operations.crash_events, {"json": MEDIA_TYPES["json"]}, lines=models.CrashTold),
+        models.CrashEventsQuery,
+    ),
+    Route(
+        "capture",
+        "POST",
+        "/guests/{name}/capture",
+        "Take the evidence of a guest now; it goes on afterwards if it ran",
+        Answers(operations.capture, models.CrashReport, models.CaptureWish),
+        problems=(Kind.NOT_CAPABLE, Kind.MACHINE, Kind.REFUSED),
+    ),
+    Route(
         "reload",
         "POST",
         "/reload",
@@ -201,10 +240,11 @@ ROUTES: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The rows of a path, and the guest that it names."""
+    """The rows of a path, and the guest or crash that it names."""
 
     rows: tuple[Route, ...]
     guest: str | None
+    crash: str | None = None
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -222,16 +262,19 @@ def find(path: bytes) -> Found | None:
     """Return the rows for a path as it stands in a request line, ``None`` when there are none."""
     parts = path.split(b"/")
     rows = []
-    guest = None
+    named: dict[str, str] = {}
     for route in ROUTES:
         pattern = route.path.split("/")
         if len(pattern) != len(parts):
             continue
-        names = [part for want, part in zip(pattern, parts, strict=True) if want == PARAMETER]
+        names = {want: part for want, part in zip(pattern, parts, strict=True) if want in (PARAMETER, CRASH)}
         fixed = all(
-            want in (PARAMETER, part.decode("latin-1")) for want, part in zip(pattern, parts, strict=True)
+            want in names or want == part.decode("latin-1") for want, part in zip(pattern, parts, strict=True)
         )
-        if fixed and all(names):
+        if fixed and all(names.values()):
             rows.append(route)
-            guest = unquote_to_bytes(names[0]).decode("utf-8", "backslashreplace") if names else None
-    return Found(tuple(rows), guest) if rows else None
+            named = {
+                want: unquote_to_bytes(part).decode("utf-8", "backslashreplace")
+                for want, part in names.items()
+            }
+    return Found(tuple(rows), named.get(PARAMETER), named.get(CRASH)) if rows else None
