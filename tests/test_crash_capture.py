@@ -84,7 +84,7 @@ class Captured(TestCase):
                 raise GuestError("the guest is gone")
             return self.evidence
 
-        limits = dict.fromkeys(("QUICK_SECONDS", "MEMORY_SECONDS", "STAND_SECONDS"), 0.5)
+        limits = dict.fromkeys(("QUICK_SECONDS", "NAMES_SECONDS", "MEMORY_SECONDS", "STAND_SECONDS"), 0.5)
         for name, value in {"open_evidence": open_evidence, **limits}.items():
             patcher = patch.object(captures, name, value)
             patcher.start()

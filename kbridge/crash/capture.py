@@ -11,9 +11,8 @@ invariant   every part has a deadline and fails by itself: the report says which
 
 from __future__ import annotations
 
-import re
 import shutil
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,48 +26,36 @@ from twisted.logger import Logger
 from kbridge import gdbmi
 from kbridge.console.timeline import TIMELINE_NAME, old_path
 from kbridge.crash import policy, report
-from kbridge.crash.detector import CrashEnds, Detector
+from kbridge.crash.detector import CrashEnds
 from kbridge.crash.evidence import StubEvidence, open_evidence
+from kbridge.crash.explaining import last_crash
 from kbridge.crash.facts import (
     Facts,
     How,
-    Instruction,
-    KernelFacts,
-    LoadedModule,
     Part,
     PartState,
-    Place,
-    Processor,
-    TaskStack,
 )
 from kbridge.crash.image import take_image
 from kbridge.crash.image_file import ImageLimits
-from kbridge.crash.knowledge import Knowledge, Layouts, layouts
-from kbridge.crash.naming import NamedModule, Names
+from kbridge.crash.inspection import Inspection
 from kbridge.crash.store import DOCUMENT, REPORT, encoded
 from kbridge.crash.words import of_title
-from kbridge.debuginfo.kernel import GuestKernel
 from kbridge.errors import GuestError, KbridgeError
 from kbridge.relay import debug_links
-from symbols import backtrace, dmesg, tasks, vmcoreinfo
-from symbols.backtrace import Code
 from symbols.errors import SymbolError
-from symbols.explanation import Explainer
-from symbols.reads import Read, Search
-from symbols.unwinding import Table, Trace, Trust, walk, walk_sleeping
 
 if TYPE_CHECKING:
     from kbridge.crash.desk import Desk
     from kbridge.crash.evidence import Evidence
     from kbridge.crash.facts import Noticed
     from kbridge.crash.store import Bundle
-    from kbridge.debuginfo.kernel import Kernel
     from kbridge.guest import Guest
-    from symbols.model import Module
 
 STAND_SECONDS: Final = 10.0
 QUICK_SECONDS: Final = 10.0
-"""For registers and backtraces."""
+"""For the console and the registers."""
+NAMES_SECONDS: Final = 60.0
+"""For backtraces: an index that is not kept yet is made for them."""
 MEMORY_SECONDS: Final = 30.0
 """For what is read of memory after them."""
 IMAGE_SECONDS: Final = 1800.0
@@ -80,23 +67,7 @@ MOST_REPORT: Final = 1 << 16
 """Bytes of a report on the console that are explained."""
 MOST_TIMELINE: Final = 1 << 18
 LAST_LINES: Final = 60
-AROUND_BYTES: Final = 96
-"""Of code before the program counter and after it."""
-SHOWN_BEFORE: Final = 8
-SHOWN_AFTER: Final = 8
-MOST_ROUNDS: Final = 4
-"""In which modules on the stacks are found; a call out of one leads to the next."""
-MOST_STRING: Final = 2048
-_BANNER: Final = "linux_banner"
-_COMMAND_LINE: Final = "saved_command_line"
-_TYPES: Final = ("__start_BTF", "__stop_BTF")
-MOST_TYPES: Final = 64 << 20
-_PIECE: Final = 1 << 16
 PANIC: Final = "panic"
-_CPU: Final = re.compile(r"\bCPU: (\d{1,4}) (?:UID: \d+ )?PID: ")
-_STAMP: Final = re.compile(r"\[ *(\d{1,9}\.\d{3,6})\]")
-_VERSION: Final = re.compile(r"Linux version (\S+)")
-_DYING: Final = frozenset(("panic", "__crash_kexec", "crash_kexec", "oops_end", "kgdb_panic", "nmi_panic"))
 PARTS: Final = ("console", "timeline", "registers", "backtraces", "modules", "dmesg", "tasks")
 _Result = TypeVar("_Result")
 
@@ -117,13 +88,7 @@ class Capture:
         """Whether what comes now belongs to this crash: its guest was not let go yet."""
         self._bundle: Bundle | None = None
         self._evidence: Evidence | None = None
-        self._known: GuestKernel | None = None
-        self._kernel: Kernel | None = None
-        self._knowledge = Knowledge()
-        self._layouts = Layouts()
-        self._names: Names | None = None
-        self._tables: list[Table] = []
-        self._listed: tuple[Module, ...] = ()
+        self._inspection: Inspection | None = None
         self._paused = False
         self.facts = Facts("", guest.name, noticed, policy=guest.config.on_crash.value)
 
@@ -186,6 +151,9 @@ class Capture:
         try:
             await self._limited(self._stop(), STAND_SECONDS)
             self._evidence = await self._limited(open_evidence(self._guest, self._reactor), STAND_SECONDS)
+            self._inspection = Inspection(
+                self._evidence, self._guest.finder, self._desk.library, self._in_thread, self.facts
+            )
         except (KbridgeError, OSError) as error:
             self._miss(str(error))
             return False
@@ -213,7 +181,7 @@ class Capture:
 
     async def _take_quick(self) -> None:
         await self._part("registers", self._registers(), QUICK_SECONDS, "registers.json")
-        await self._part("backtraces", self._backtraces(), QUICK_SECONDS)
+        await self._part("backtraces", self._backtraces(), NAMES_SECONDS)
 
     async def _take_rest(self) -> None:
         await self._part("modules", self._modules(), MEMORY_SECONDS)
@@ -232,7 +200,7 @@ class Capture:
         if machine is None or self._bundle is None:
             raise GuestError("there is nothing to take it by", why="the guest has no machine monitor")
         limits = self._desk.limits(self._guest)
-        text = await self._vmcoreinfo()
+        text = await self._look.vmcoreinfo()
         taken = await take_image(
             self._reactor,
             machine,
@@ -248,19 +216,6 @@ class Capture:
             "vmcoreinfo_from": taken.vmcoreinfo_from or None,
             "encrypted": taken.encrypted,
         }
-
-    async def _vmcoreinfo(self) -> bytes | None:
-        """Return what makes an image one that every tool opens; None where the kernel does not tell it."""
-        at = {} if self._names is None else self._names.find(vmcoreinfo.DATA_SYMBOL, vmcoreinfo.SIZE_SYMBOL)
-        if len(at) < 2:
-            return None
-        try:
-            return await self._run(
-                vmcoreinfo.text_by_symbol(at[vmcoreinfo.DATA_SYMBOL], at[vmcoreinfo.SIZE_SYMBOL])
-            )
-        except SymbolError:
-            # The image is searched for it then.
-            return None
 
     async def _gdb(self) -> None:
         """Ask a real gdb, which observes as we do."""
@@ -324,129 +279,21 @@ class Capture:
     # -- registers and backtraces ---------------------------------------------------------------------------
 
     async def _registers(self) -> None:
-        assert self._evidence is not None
-        found = await self._evidence.processors()
-        self.facts.processors = tuple(Processor(number, values) for number, values in found)
+        await self._look.registers()
         self._write("registers.json", encoded(report.registers_json(self.facts.processors)))
 
     async def _backtraces(self) -> None:
-        await self._look()
-        assert self._names is not None
-        facts = self.facts
-        traces = await self._walk_all([one.registers for one in facts.processors])
-        code = await self._run(_around([one.registers.get("rip", 0) for one in facts.processors]))
-        function = self._noticed.function
-        facts.processors, facts.explained, facts.where = await self._in_thread(
-            partial(_explained, self._names, facts.processors, traces, code, facts.explained, function)
-        )
-        facts.guilty = _guilty(facts.processors, facts.explained)
-        if self._knowledge.problem:
-            raise GuestError("there are names but no source lines", why=self._knowledge.problem)
-
-    async def _look(self) -> None:
-        """Find the kernel in memory, and what its file tells."""
-        assert self._evidence is not None
-        finder = self._guest.finder
-        self._known = GuestKernel(self._evidence, finder, self._in_thread)
-        kernel = self._kernel = await self._known.look()
-        if kernel.path is not None:
-            self._knowledge = await self._in_thread(
-                partial(self._desk.library.of, kernel.where.build_id, kernel.path, finder)
-            )
-            self._layouts = self._knowledge.layouts
-        index, modules = self._knowledge.index, self._knowledge.modules
-        self._names = Names(
-            kernel, index, (), Explainer(index, (lambda *_: None) if modules is None else modules.find)
-        )
-        unwinding = kernel.unwinding
-        tables, own = self._knowledge.unwinding, kernel.own
-        if unwinding is not None and tables is not None:
-            self._tables = [Table(unwinding, tables.entries, tables.places, tables.at + (kernel.slide or 0))]
-        elif unwinding is not None and own is not None and own.unwind is not None:
-            self._tables = [Table(unwinding, own.unwind.entries, own.unwind.places, own.unwind.at)]
-        await self._describe(kernel)
-        try:
-            self._listed = (await self._known.modules(kernel)).modules
-        except SymbolError as error:
-            self._log.info("{guest}: no list of modules: {error}", guest=self._guest.name, error=str(error))
-        self._names.modules = tuple(NamedModule(one) for one in self._listed)
-
-    async def _describe(self, kernel: Kernel) -> None:
-        assert self._names is not None
-        at = self._names.find(_BANNER, _COMMAND_LINE)
-        banner = await self._string(at.get(_BANNER, 0))
-        (pointer,) = await self._run(_read((Read(at[_COMMAND_LINE], 8),))) if _COMMAND_LINE in at else (b"",)
-        line = await self._string(int.from_bytes(pointer, "little")) if len(pointer) == 8 else ""
-        release = _VERSION.match(banner)
-        stamps = _STAMP.findall("\n".join(self.facts.explained or self.facts.last_lines))
-        self.facts.kernel = KernelFacts(
-            build_id=kernel.where.build_id,
-            slide=kernel.slide,
-            file=None if kernel.path is None else str(kernel.path),
-            way=kernel.way,
-            banner=banner.strip(),
-            release="" if release is None else release[1],
-            command_line=line.strip(),
-            seconds=float(stamps[-1]) if stamps else None,
-        )
-
-    async def _walk_all(self, processors: Sequence[Mapping[str, int]]) -> list[Trace]:
-        """Walk the stacks of all processors, with the tables of the modules that are on them."""
-        assert self._names is not None
-        known: set[int] = set()
-        traces: list[Trace] = []
-        for _ in range(MOST_ROUNDS):
-            traces = [await self._run(walk(one, self._tables, self._names.is_code)) for one in processors]
-            addresses = [frame.address for trace in traces for frame in trace.frames]
-            met = {
-                index
-                for index, one in enumerate(self._listed)
-                if any(one.base <= address <= one.base + one.size for address in addresses)
-            }
-            if met <= known:
-                break
-            await self._learn(sorted(met - known))
-            known |= met
-        return traces
-
-    async def _learn(self, indexes: Sequence[int]) -> None:
-        """Read the symbols and unwind tables that modules have of themselves."""
-        assert self._known is not None
-        assert self._kernel is not None
-        assert self._names is not None
-        wanted = tuple(self._listed[one] for one in indexes)
-        symbols = await self._known.module_symbols(wanted)
-        unwinds = await self._known.module_unwinds(wanted)
-        modules = list(self._names.modules)
-        layout = self._kernel.unwinding
-        for index, one, its, unwind in zip(indexes, wanted, symbols, unwinds, strict=True):
-            modules[index] = NamedModule(one, its)
-            if unwind is not None and layout is not None:
-                self._tables.append(Table(layout, unwind.entries, unwind.places, unwind.at))
-        self._names.modules = tuple(modules)
-
-    # -- what is read of memory after them ------------------------------------------------------------------
+        await self._look.backtraces()
 
     async def _modules(self) -> None:
-        self._need_kernel()
-        self.facts.modules = tuple(
-            LoadedModule(one.name, one.base, one.size, one.build_id, one.taints) for one in self._listed
-        )
+        self.facts.modules = self._look.modules()
 
     async def _dmesg(self) -> None:
-        names = self._need_kernel()
-        layout = (await self._types()).log
-        at = names.find(dmesg.POINTER_SYMBOL)
-        if layout is None or not at:
-            raise GuestError(
-                "the kernel's log is not of a form that is known", why="it is of a kernel before 5.10"
-            )
-        log = await self._run(dmesg.read(layout, at[dmesg.POINTER_SYMBOL]))
-        text = "\n".join(log.lines()) + "\n"
-        data = text.encode("utf-8", "replace")
+        log = await self._look.log()
+        data = ("\n".join(log.lines()) + "\n").encode("utf-8", "replace")
         self._write("dmesg.txt", data)
         if self._noticed.how is How.MACHINE and self._noticed.kind == PANIC:
-            self._call(await self._in_thread(partial(_last_crash, data)))
+            self._call(await self._in_thread(partial(last_crash, data)))
         if self.facts.kernel.seconds is None and log.records:
             seconds = log.records[-1].nanoseconds / 1e9
             self.facts.kernel = replace(self.facts.kernel, seconds=seconds)
@@ -471,39 +318,14 @@ class Capture:
         self.facts.count, self.facts.first_ns = counted.count, counted.first_ns
 
     async def _tasks(self) -> None:
-        names = self._need_kernel()
-        layout = (await self._types()).tasks
-        at = names.find(tasks.INIT_SYMBOL)
-        if layout is None or not at:
-            raise GuestError("the layout of tasks is not known", why="the kernel has no BTF that tells it")
-        # The first is a processor's idle task.
-        found = (await self._run(tasks.read(layout, at[tasks.INIT_SYMBOL])))[1:]
-        traces = []
-        for one in found:
-            trace = Trace((), "its stack cannot be read" if not one.on_cpu else "")
-            if one.registers:
-                trace = await self._run(walk_sleeping(one.registers, self._tables, names.is_code))
-            traces.append(trace)
-        stacks = await self._in_thread(partial(_stacks, names, found, traces))
-        self.facts.tasks = len(stacks)
-        self._write("threads.txt", report.threads_text(stacks).encode("utf-8", "replace"))
+        listed = await self._look.tasks()
+        self.facts.tasks = len(listed)
+        self._write("threads.txt", report.threads_text(listed).encode("utf-8", "replace"))
 
-    async def _types(self) -> Layouts:
-        """Return the layouts, out of memory where there is no file."""
-        if self._layouts == Layouts() and self._kernel is not None and self._kernel.own is not None:
-            at = self._kernel.own.symbols.find(*_TYPES)
-            if len(at) == len(_TYPES) and 0 < at[_TYPES[1]] - at[_TYPES[0]] <= MOST_TYPES:
-                start, end = (at[one] for one in _TYPES)
-                data = await self._run(
-                    _read(tuple(Read(one, min(_PIECE, end - one)) for one in range(start, end, _PIECE)))
-                )
-                self._layouts = await self._in_thread(partial(layouts, b"".join(data)))
-        return self._layouts
-
-    def _need_kernel(self) -> Names:
-        if self._names is None:
-            raise GuestError("the kernel was not found in memory")
-        return self._names
+    @property
+    def _look(self) -> Inspection:
+        assert self._inspection is not None, "only a guest that stands is looked into"
+        return self._inspection
 
     # -- the bundle -----------------------------------------------------------------------------------------
 
@@ -594,16 +416,6 @@ class Capture:
         except DeferredTimeout:
             raise GuestError(f"it was not there within {seconds:g} s") from None
 
-    async def _run(self, search: Search[_Result]) -> _Result:
-        assert self._evidence is not None
-        return await self._evidence.run(search)
-
-    async def _string(self, address: int) -> str:
-        if not address:
-            return ""
-        (data,) = await self._run(_read((Read(address, MOST_STRING),)))
-        return data.partition(b"\0")[0].decode("utf-8", "replace")
-
     def _in_thread(self, work: Callable[[], _Result]) -> Deferred[_Result]:
         return deferToThreadPool(self._reactor, self._reactor.getThreadPool(), work)
 
@@ -636,118 +448,6 @@ async def carry_out(guest: Guest, noticed: Noticed, *, paused: bool) -> str:
 def lines_of(data: bytes) -> list[str]:
     """Return console bytes as lines."""
     return data.decode("latin-1").replace("\r", "").split("\n") if data else []
-
-
-def _around(counters: Sequence[int]) -> Search[list[tuple[bytes, bytes]]]:
-    """Read what is before and after each program counter."""
-    found = yield tuple(
-        one
-        for counter in counters
-        for one in (
-            Read(max(0, counter - AROUND_BYTES), min(AROUND_BYTES, counter)),
-            Read(counter, AROUND_BYTES),
-        )
-    )
-    # Before it only what reaches up to it is of use.
-    return [
-        (before if len(before) == min(AROUND_BYTES, counter) else b"", after)
-        for counter, before, after in zip(counters, found[::2], found[1::2], strict=True)
-    ]
-
-
-def _read(reads: tuple[Read, ...]) -> Search[tuple[bytes, ...]]:
-    return (yield reads)
-
-
-def _explained(
-    names: Names,
-    processors: Sequence[Processor],
-    traces: Sequence[Trace],
-    code: Sequence[tuple[bytes, bytes]],
-    said: Sequence[str],
-    function: str | None,
-) -> tuple[tuple[Processor, ...], tuple[str, ...], Place | None]:
-    """Name frames, disassemble, explain the console's text; in a thread."""
-    from symbols.disassembly import Disassembler  # noqa: PLC0415 (large, and for crashes only)
-
-    disassembler = Disassembler()
-    found = []
-    for one, trace, (before, after) in zip(processors, traces, code, strict=True):
-        frames = tuple(names.frame(frame) for frame in trace.frames)
-        shown: tuple[Instruction, ...] = ()
-        if not trace.is_user or len(trace.frames) > 1:
-            shown = _disassembled(disassembler, names, one.registers.get("rip", 0), before, after)
-        found.append(Processor(one.number, one.registers, frames, trace.problem, trace.is_user, shown))
-    return tuple(found), tuple(names.explainer.explain(said)), _crashed_at(names, said, function)
-
-
-def _crashed_at(names: Names, said: Sequence[str], function: str | None) -> Place | None:
-    """Return the place in the text that the title is about, else where the program counter was."""
-    places = []
-    for line in backtrace.read(said):
-        if line.is_doubtful or line.is_user:
-            continue
-        for one in line.places:
-            # What compilers made of a function has its name and more.
-            if one.name.partition(".")[0] == function:
-                return names.told(one)
-            if line.segment is not None or line.is_frame:
-                places.append(one)
-    return names.told(places[0]) if places else None
-
-
-def _disassembled(
-    disassembler: Any, names: Names, counter: int, before: bytes, after: bytes
-) -> tuple[Instruction, ...]:
-    place = names.place(counter)
-
-    def near(distance: int) -> str | None:
-        other = names.place(counter + distance)
-        if other.name is None:
-            return None
-        if other.name == place.name:
-            return f"<+{other.offset:#x}>"
-        return other.name + (f"+{other.offset:#x}" if other.offset else "")
-
-    offset = place.offset if place.name is not None else None
-    listed = disassembler.disassemble(Code(before + after, len(before)), offset, near)
-    at = next((index for index, one in enumerate(listed) if one.offset == 0), None)
-    if at is None:
-        return ()
-    return tuple(
-        Instruction(one.offset, one.data, one.text)
-        for one in listed[max(0, at - SHOWN_BEFORE) : at + SHOWN_AFTER + 1]
-        if offset is None or 0 <= offset + one.offset < place.size
-    )
-
-
-def _guilty(processors: Sequence[Processor], said: Sequence[str]) -> int | None:
-    """Return which processor crashed: as the text says, else the one that is in the kernel's code for that."""
-    told = next((int(found[1]) for line in said if (found := _CPU.search(line))), None)
-    if told is not None and any(one.number == told for one in processors):
-        return told
-    for one in processors:
-        if any(frame.name in _DYING and frame.trust != Trust.GUESS.value for frame in one.frames):
-            return one.number
-    return processors[0].number if len(processors) == 1 else None
-
-
-def _last_crash(log: bytes) -> CrashEnds | None:
-    """Return the last crash that a kernel's log tells."""
-    detector = Detector()
-    events = [*detector.feed(log), *detector.settle()]
-    ends = [one for one in events if isinstance(one, CrashEnds)]
-    return ends[-1] if ends else None
-
-
-def _stacks(names: Names, found: Sequence[tasks.Task], traces: Sequence[Trace]) -> list[TaskStack]:
-    return [
-        TaskStack(
-            one.pid, one.tgid, one.name, one.says, one.cpu, one.on_cpu, one.tables is None,
-            tuple(names.frame(frame) for frame in trace.frames), trace.problem,
-        )
-        for one, trace in zip(found, traces, strict=True)
-    ]  # fmt: skip
 
 
 def _tail(paths: Sequence[Path], most: int) -> bytes:
