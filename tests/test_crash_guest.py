@@ -38,7 +38,7 @@ def test_a_guest_that_runs_is_captured_by_hand_and_goes_on(cloud: Crashing) -> N
     assert report["state"] == "complete", report["parts"]
     assert report["outcome"] == "went on"
     assert set(report["parts"]) == {
-        "console", "timeline", "registers", "backtraces", "modules", "dmesg", "tasks", "gdb", "vmcore"
+        "console", "timeline", "registers", "backtraces", "modules", "dmesg", "tasks", "gdb", "vmcore", "drgn"
     }  # fmt: skip
     assert cloud.state() == "running"
     cloud.goes_on()
@@ -97,8 +97,9 @@ def test_a_panic_is_kept_with_everything_and_taken_over_from_where_it_died(cloud
     assert re.search(r"task \d+ syslogd \(sleeping.*\n(?:    .*\n)*    do_syscall_64", threads)
     assert re.search(r"kernel thread 2 kthreadd \(sleeping.*\n(?:    .*\n)*    ret_from_fork", threads)
     assert "no unwind table" not in threads
-    # gdb, by itself, sees the same.
-    assert re.search(r"#\d+ .*sysrq_handle_crash", (folder / "gdb.txt").read_text())
+    # gdb and drgn, by themselves, see the same.
+    for name in ("gdb.txt", "drgn.txt"):
+        assert re.search(r"#\d+ .*sysrq_handle_crash", (folder / name).read_text()), name
     # In time: the machine said it, the report was there.
     (event,) = [one for one in cloud.events() if one["kind"] == "crash.report" and one["id"] == report["id"]]
     assert event["seconds"] < 10

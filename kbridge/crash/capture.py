@@ -1,7 +1,7 @@
 """One capture: a guest that crashed in, a bundle out.
 
     noticed ─▶ bundle ─▶ console ─▶ guest stands ─▶ registers, backtraces ─▶ the report is out
-                                                     └▶ log, modules, tasks, image, gdb ─▶ policy ─▶ finished
+                                                     └▶ log, modules, tasks, gdb, image ─▶ policy ─▶ drgn ─▶ finished
 
 in          what was noticed, the guest's console, machine and stub, files with symbols, time
 out         a bundle; what becomes of the guest
@@ -11,10 +11,13 @@ invariant   every part has a deadline and fails by itself: the report says which
 
 from __future__ import annotations
 
+import os
 import shutil
+import sys
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -38,6 +41,7 @@ from kbridge.crash.facts import (
 from kbridge.crash.image import take_image
 from kbridge.crash.image_file import ImageLimits
 from kbridge.crash.inspection import Inspection
+from kbridge.crash.running import run
 from kbridge.crash.store import DOCUMENT, REPORT, encoded
 from kbridge.crash.words import of_title
 from kbridge.errors import GuestError, KbridgeError
@@ -62,6 +66,18 @@ IMAGE_SECONDS: Final = 1800.0
 IMAGE: Final = "vmcore"
 GDB_SECONDS: Final = 60.0
 GDB_COMMANDS: Final = ("info threads", "thread apply all bt", "thread apply all info registers")
+TOOL_SECONDS: Final = 60.0
+MOST_TOOL: Final = 4 << 20
+DRGN_CODE: Final = """
+from drgn.helpers.linux import cpu_curr, for_each_online_cpu
+for cpu in for_each_online_cpu(prog):
+    task = cpu_curr(prog, cpu)
+    print(f"processor {cpu}: task {task.pid.value_()} {task.comm.string_().decode('utf-8', 'replace')}")
+    try:
+        print(prog.stack_trace(task))
+    except (ValueError, LookupError) as error:
+        print(f"    -- {error}")
+"""
 MOST_CONSOLE: Final = 1 << 20
 MOST_REPORT: Final = 1 << 16
 """Bytes of a report on the console that are explained."""
@@ -122,6 +138,12 @@ class Capture:
         if stands:
             await self._take_rest()
         await self._leave()
+
+    async def finish(self) -> None:
+        """Have tools look at the image, while the guest goes on; then the bundle is finished."""
+        if "drgn" in self.facts.parts:
+            self._write_report()
+            await self._part("drgn", self._drgn(), TOOL_SECONDS, "drgn.txt")
         self._finish()
 
     def _begin(self) -> None:
@@ -143,6 +165,8 @@ class Capture:
             facts.parts["gdb"] = Part()
             if self._guest.config.crash_image:
                 facts.parts["vmcore"] = Part()
+                if find_spec("drgn") is not None and not self._guest.config.crash_image_recipients:
+                    facts.parts["drgn"] = Part()
         # What is there if the relay is killed now.
         self._write_document()
 
@@ -241,6 +265,25 @@ class Capture:
         finally:
             await gdb.end()
         self._write("gdb.txt", text.encode("utf-8", "replace"))
+
+    async def _drgn(self) -> None:
+        """Ask drgn, which reads the image by itself."""
+        image = self.facts.parts.get("vmcore")
+        if self._bundle is None or image is None or image.state is not PartState.DONE:
+            raise GuestError("there is no memory image for it")
+        folders = [*self._guest.config.debug_dirs, *self._desk.debug_dirs()]
+        argv = [sys.executable, "-m", "kbridge", "crash", "open", "--with", "drgn"]
+        argv += [argument for one in folders for argument in ("--debug-dir", str(one))]
+        if self.facts.kernel.file is not None:
+            argv += ["--vmlinux", self.facts.kernel.file]
+        argv += [str(self._bundle.path), "--", "-q", "-e", DRGN_CODE]
+        # What is unpacked for it lies in the bundle's folder, where room was made for it.
+        env = {**os.environ, "TMPDIR": str(self._bundle.path)}
+        status, text = await run(self._reactor, argv, self._bundle.path, TOOL_SECONDS, MOST_TOOL, env)
+        self._write("drgn.txt", text.encode("utf-8", "replace"))
+        if status:
+            last = next((line for line in reversed(text.split("\n")) if line.strip()), "")
+            raise GuestError(f"drgn ended with status {status}", why=last[:200])
 
     async def _leave(self) -> None:
         """Let go of the guest, then do with it what is configured."""

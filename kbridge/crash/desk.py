@@ -70,6 +70,8 @@ class Desk:
         self.debug_dirs = debug_dirs
         self.sweep = Sweep(reactor)
         self._turn = DeferredSemaphore(MOST_AT_ONCE)
+        self._tools = DeferredSemaphore(1)
+        """Of programs that look at images, which take much memory."""
         self._queues: dict[str, _Queue] = {}
         self._followers: list[Follower] = []
         self._running = 0
@@ -156,12 +158,10 @@ class Desk:
 
         def done(_: object) -> None:
             queue.running = None
-            self._running -= 1
             if not capture.told.called:
                 capture.told.callback("")
             self._next(guest, queue)
-            if not self._running and self._idle is not None and not self._idle.called:
-                self._idle.callback(None)
+            self._ended()
 
         full = crash.how is How.HAND or queue.loops.is_full(crash.title, crash.wall_ns)
         work = self._turn.run(
@@ -169,6 +169,19 @@ class Desk:
         )
         work.addErrback(lambda failure: self._log.failure("{guest}: a bug", failure, guest=guest.name))
         work.addBoth(done)
+        if full:
+            # What is done with the image alone keeps nobody's next crash from its turn.
+            self._running += 1
+            rest = work.addCallback(
+                lambda _: self._tools.run(lambda: Deferred.fromCoroutine(capture.finish()))
+            )
+            rest.addErrback(lambda failure: self._log.failure("{guest}: a bug", failure, guest=guest.name))
+            rest.addCallback(lambda _: self._ended())
+
+    def _ended(self) -> None:
+        self._running -= 1
+        if not self._running and self._idle is not None and not self._idle.called:
+            self._idle.callback(None)
 
     async def _count_only(self, guest: Guest, crash: Noticed, capture: Capture) -> None:
         """Do with a guest in a loop what is configured, and keep nothing of it."""

@@ -21,8 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.defer import TimeoutError as DeferredTimeout
-from twisted.internet.error import ProcessDone, ProcessTerminated
-from twisted.internet.protocol import ProcessProtocol, Protocol, connectionDone
+from twisted.internet.protocol import Protocol, connectionDone
 from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
@@ -32,17 +31,17 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import IBodyProducer
 from zope.interface import implementer
 
+from kbridge.crash.running import run
 from kbridge.errors import GuestError
 from kbridge.version import VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
-    from twisted.internet.interfaces import IConsumer, IDelayedCall
+    from twisted.internet.interfaces import IConsumer
     from twisted.python.failure import Failure
 
 COMMAND_SECONDS: Final = 60.0
-KILL_SECONDS: Final = 5.0
 SEND_SECONDS: Final = 20.0
 PAUSES: Final = (1.0, 5.0, 30.0, 120.0, 600.0)
 """Seconds between tries."""
@@ -118,69 +117,11 @@ async def run_command(reactor: Any, argv: Sequence[str], crash: str, report: Pat
 
     Raises ``GuestError`` where it cannot be run, fails, or takes longer than ``COMMAND_SECONDS``.
     """
-    ended: Deferred[int] = Deferred()
-    program = _Program(ended)
-    transport = reactor.spawnProcess(
-        program,
-        argv[0],
-        [*argv, str(report)],
-        env=None,
-        path=str(report.parent),
-        childFDs={0: "w", 1: "r", 2: "r"},
-    )
-    ended.addTimeout(COMMAND_SECONDS, reactor)
-    try:
-        status = await ended
-    except DeferredTimeout:
-        program.end(reactor, transport)
-        raise GuestError(f"{argv[0]} did not end within {COMMAND_SECONDS:g} s", why="it was ended") from None
+    status, text = await run(reactor, [*argv, str(report)], report.parent, COMMAND_SECONDS, MOST_SAID)
+    last = next((line for line in reversed(text.split("\n")) if line.strip()), "")[:MOST_LAST]
     if status:
-        raise GuestError(f"{argv[0]} ended with status {status}", why=program.last)
-    return program.last
-
-
-class _Program(ProcessProtocol):
-    def __init__(self, ended: Deferred[int]) -> None:
-        self._ended = ended
-        self._said = b""
-        self._is_gone = False
-        self._timer: IDelayedCall | None = None
-
-    @property
-    def last(self) -> str:
-        lines = self._said.decode("utf-8", "replace").split("\n")
-        return next((line for line in reversed(lines) if line.strip()), "")[:MOST_LAST]
-
-    def connectionMade(self) -> None:  # noqa: N802 (Twisted's name)
-        assert self.transport is not None
-        self.transport.closeStdin()
-
-    def outReceived(self, data: bytes) -> None:  # noqa: N802 (Twisted's name)
-        self._said = (self._said + data)[-MOST_SAID:]
-
-    errReceived = outReceived  # noqa: N815 (Twisted's name)
-
-    def processEnded(self, reason: Failure) -> None:  # noqa: N802 (Twisted's name)
-        self._is_gone = True
-        if self._timer is not None and self._timer.active():
-            self._timer.cancel()
-        if self._ended.called:
-            return
-        error = reason.value
-        if isinstance(error, ProcessDone):
-            self._ended.callback(0)
-        else:
-            assert isinstance(error, ProcessTerminated)
-            self._ended.callback(error.exitCode or -(error.signal or 1))
-
-    def end(self, reactor: Any, transport: Any) -> None:
-        """End it, by force if it must be."""
-        self._signal(transport, "TERM")
-        self._timer = reactor.callLater(KILL_SECONDS, self._signal, transport, "KILL")
-
-    def _signal(self, transport: Any, name: str) -> None:
-        if not self._is_gone:
-            transport.signalProcess(name)
+        raise GuestError(f"{argv[0]} ended with status {status}", why=last)
+    return last
 
 
 # ── an address ──────────────────────────────────────────────────────────────────────────────────────────────────
