@@ -79,6 +79,9 @@ class _Control(http.client.HTTPConnection):
 class Bridge:
     """`kbridge up` for one guest, `web1`, whose console prints `tick N` five times a second."""
 
+    captures = False
+    """Whether its crashes are captured: a slow machine's kernel reports stalls, at which it would be paused."""
+
     def __init__(
         self,
         start_guest: Callable[..., dict[str, Any]],
@@ -108,7 +111,8 @@ class Bridge:
         )
         config.write_text(
             f'[relay]\nstate_dir = "{self.dir}/state"\nruntime_dir = "{self.dir}/run"\n[guests.web1]\n'
-            f'{reached_by}console = "{self.guest["console"]}"\n{self._more}'
+            f'{reached_by}console = "{self.guest["console"]}"\n'
+            f"crash_capture = {str(self.captures).lower()}\n{self._more}"
         )
         self.env = {**os.environ, "KBRIDGE_CONFIG": str(config), "DEBUGINFOD_URLS": ""}
 

@@ -27,6 +27,8 @@ SECONDS = 60.0
 class Crashing(Shared):
     """`web1` under a relay, with its symbols configured."""
 
+    captures = True
+
     _keyboard: socket.socket | None = None
 
     def type(self, line: str) -> None:

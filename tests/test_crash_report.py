@@ -170,6 +170,10 @@ def test_nobody_takes_a_guest_from_its_controller_and_who_paused_lets_go(
     assert words
     if controlled or hands or not machine:
         assert what is After.NOTHING
+        # A debugger of the kernel's own stub knows nothing of the machine's pause.
+        inside = Standing(paused_by_us=paused, controlled=controlled, has_machine=machine, stub_inside=True)
+        expected = After.RESUME if controlled and paused and machine and not hands else After.NOTHING
+        assert after(crash(fatal=fatal_, hands_off=hands), how, inside)[0] is expected
     elif not fatal_:
         assert what is (After.RESUME if paused else After.NOTHING)
 

@@ -150,6 +150,24 @@ def test_what_the_kernel_survives_is_no_death(watched: Watched) -> None:
     assert watched.titles[1:] == ["kernel panic: sysrq triggered crash"]
 
 
+def test_a_debugger_that_somebody_wanted_is_no_crash(watched: Watched) -> None:
+    entered = (
+        b"\r\n[    5.000000] sysrq: DEBUG\r\n\r\n"
+        b"Entering kdb (current=0x1, pid 0) on processor 0 due to %s\r\n[0]kdb> "
+    )
+    watched.says(entered % b"Keyboard Entry")
+    watched.wait(2)
+    assert watched.told == []
+    watched.guest.relay = SimpleNamespace(sessions=("ann",))
+    watched.says(entered % b"NonMaskable Interrupt @ 0xffffffff8100")
+    watched.wait(2)
+    assert watched.told == []
+    watched.guest.relay = None
+    watched.says(entered % b"NonMaskable Interrupt @ 0xffffffff8100")
+    watched.wait(2)
+    assert [(one.kind, one.fatal, one.in_debugger) for one in watched.told] == [("kdb", True, True)]
+
+
 def test_warnings_may_be_left_out(tmp_path: Path) -> None:
     one = Watched(tmp_path, crash_warnings=False)
     one.says(WARNING)

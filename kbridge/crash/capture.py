@@ -27,6 +27,7 @@ from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 
 from kbridge import gdbmi
+from kbridge.config import StubDialect
 from kbridge.console.timeline import TIMELINE_NAME, old_path
 from kbridge.crash import policy, report
 from kbridge.crash.detector import CrashEnds
@@ -471,7 +472,8 @@ async def carry_out(guest: Guest, noticed: Noticed, *, paused: bool) -> str:
     machine, relay = guest.machine, guest.relay
     controlled = relay is not None and any(one.controls for one in relay.sessions)
     by_us = paused and machine is not None and machine.stopped_by_us
-    standing = policy.Standing(by_us, controlled, machine is not None and machine.connected)
+    inside = guest.config.dialect is StubDialect.KGDB
+    standing = policy.Standing(by_us, controlled, machine is not None and machine.connected, inside)
     what, words = policy.after(noticed, guest.config.on_crash, standing)
     if machine is None or what is policy.After.NOTHING:
         return words

@@ -2,8 +2,8 @@
 
 in          crashes as they are noticed, the configuration, who is at work on the guest
 out         decisions
-invariant   a guest that somebody controls is never resumed, reset or switched off; one that goes on by itself is let
-            go on if it was this relay that paused it
+invariant   a guest that somebody controls is never resumed, reset or switched off, but for a pause that its debugger
+            does not know of; one that goes on by itself is let go on if it was this relay that paused it
 """
 
 from __future__ import annotations
@@ -48,6 +48,8 @@ class Standing:
     """For this capture."""
     controlled: bool
     has_machine: bool
+    stub_inside: bool = False
+    """Its debug stub is its kernel's own, which answers only while the machine runs."""
 
 
 def after(noticed: Noticed, on_crash: OnCrash, standing: Standing) -> tuple[After, str]:
@@ -57,7 +59,9 @@ def after(noticed: Noticed, on_crash: OnCrash, standing: Standing) -> tuple[Afte
     if not standing.has_machine:
         return After.NOTHING, "as it was: it has no machine monitor"
     if standing.controlled:
-        return After.NOTHING, "left to the debugger that controls it"
+        # Its debugger has control of the kernel, and would not get an answer.
+        what = After.RESUME if standing.stub_inside and standing.paused_by_us else After.NOTHING
+        return what, "left to the debugger that controls it"
     if not noticed.fatal:
         if standing.paused_by_us:
             return After.RESUME, "went on"

@@ -23,6 +23,7 @@ from twisted.logger import Logger
 from kbridge.console.readers import Cursor, Gap
 from kbridge.crash.detector import CrashEnds, Detector
 from kbridge.crash.facts import How, Noticed
+from kbridge.crash.kinds import Kind
 from kbridge.crash.words import SILENCE, WARNINGS, fatal, in_debugger, of_title
 from kbridge.hypervisors.interface import RunState
 from kbridge.transports.lines import LineState
@@ -51,6 +52,7 @@ LOOK_BACK: Final = 1 << 18
 """Bytes before a reset in which a kernel must have said something for it to be that kernel's."""
 ORDERLY_BYTES: Final = 1 << 12
 """Bytes before a reset in which a kernel says that it resets the machine."""
+BY_KEY: Final = "due to Keyboard Entry"
 KDUMP: Final = "it saves its own memory (kdump)"
 PRINTED: Final = "the text may be of a log that somebody had printed"
 RESET: Final = "its memory is the next boot's already"
@@ -166,6 +168,8 @@ class CrashWatch:
 
     def _ended(self, event: CrashEnds) -> None:
         title = event.title
+        if title.kind is Kind.KDB and self._is_wished(event.text):
+            return
         # A log that somebody has printed is not to stop a guest.
         doubtful = bool(event.begin.doubt)
         died = not doubtful and fatal(title.kind, event.text)
@@ -187,6 +191,11 @@ class CrashWatch:
                 hands_off=self._hands_off or (PRINTED if doubtful else ""),
             )
         )
+
+    def _is_wished(self, text: str) -> bool:
+        """Whether somebody wanted the kernel's debugger to be entered: by a key, or by attaching to it."""
+        relay = self._guest.relay
+        return BY_KEY in text or (relay is not None and bool(relay.sessions))
 
     # -- silence --------------------------------------------------------------------------------------------
 
