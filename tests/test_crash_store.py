@@ -163,7 +163,7 @@ def test_files_of_others_and_damaged_ones_do_no_harm(tmp_path: Path) -> None:
         assert again.find(name) is None
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(
     st.lists(st.tuples(st.sampled_from(["a", "b"]), st.integers(0, 20), st.integers(0, 3000)), max_size=12),
     st.integers(1, 4),

@@ -1,4 +1,4 @@
-"""Looks at what all consoles have said since the last look, ten times a second while any says something.
+"""Looks at what all consoles have said since the last look, five times a second while any says something.
 
 A crash report is a matter of tenths of a second, and a thousand consoles say something each hundredth: to look at each
 piece as it comes would cost more than to record it.
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IDelayedCall
 
-SECONDS: Final = 0.1
+SECONDS: Final = 0.2
 
 
 class Sweep:

@@ -133,26 +133,28 @@ class CrashWatch:
 
     def _look(self) -> None:
         """Look at what came."""
-        came = False
+        cursor, head = self._cursor, self._guest.recorder.ring.head
+        if cursor.offset == head:
+            return
         for _ in range(PIECES_A_TURN):
-            found = self._cursor.next(PIECE_BYTES)
+            found = cursor.next(PIECE_BYTES)
             if found is None:
                 break
-            came = True
             if isinstance(found, Gap):
                 self._tell(self._detector.reset(found.offset + found.lost))
             else:
                 self._tell(self._detector.feed(found.data))
+            if cursor.offset >= head:
+                # What comes next has its turn with the next sweep.
+                break
         else:
             self._sweep.mark(self._look)
-        if not came:
-            return
         self._said_at = self._now()
         if not self._is_warm:
             self._is_warm = True
             self._later("warm", WARM_SECONDS, self._warm)
-        self._cancel("quiet")
         if self._detector.is_crash:
+            self._cancel("quiet")
             self._later("quiet", self._guest.config.crash_quiet_seconds, self._settle)
 
     def _settle(self) -> None:
