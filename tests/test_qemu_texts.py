@@ -334,3 +334,45 @@ def test_only_what_can_be_written_is_memory() -> None:
 def test_a_memory_map_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(MachineError, match="info mtree"):
         memory_map.ram(text)
+
+
+# As QEMU 7.2 prints them for `info registers -a`, shortened: two processors of 64 bits.
+REGISTERS = """\
+
+CPU#0
+RAX=0000000000000000 RBX=ffffffff9a60c9c0 RCX=0000000000000000 RDX=0000000000000001
+R8 =0000000000000000 R9 =ffff9b8501016180 R10=0000000000000000 R11=0000000000000000
+RIP=ffffffff99a1a8b2 RFL=00000246 [---Z-P-] CPL=0 II=0 A20=1 SMM=0 HLT=1
+ES =0000 0000000000000000 ffffffff 00c00000
+CS =0010 0000000000000000 ffffffff 00af9b00 DPL=0 CS64 [-RA]
+GS =0000 ffff9b850f600000 ffffffff 00c00000
+CR0=80050033 CR2=0000000000559c5a CR3=0000000002c08000 CR4=000006b0
+DR0=0000000000000000 DR1=0000000000000000 DR2=0000000000000000 DR3=0000000000000000
+EFER=0000000000000d01
+XMM00=00000000000000000000000000000000
+
+CPU#1
+RAX=0000000000000003 RSP=ffffb4a240163e48 R12=0000000000000000
+RIP=ffffffffc02d0230 RFL=00000092 [--S-A--] CPL=0 II=0 A20=1 SMM=0 HLT=0
+CS =0033 0000000000000000 ffffffff 00af9b00 DPL=0 CS64 [-RA]
+"""
+
+
+def test_registers_of_all_processors_are_read_by_name() -> None:
+    (first, one), (second, other) = examine.parse_registers(REGISTERS)
+    assert (first, second) == (0, 1)
+    assert one["rip"] == 0xFFFF_FFFF_99A1_A8B2
+    assert (one["r8"], one["r9"]) == (0, 0xFFFF_9B85_0101_6180)
+    assert (one["eflags"], one["cr2"], one["cr4"], one["efer"]) == (0x246, 0x559C5A, 0x6B0, 0xD01)
+    assert (one["cs"], one["gs"], one["gs_base"]) == (0x10, 0, 0xFFFF_9B85_0F60_0000)
+    assert (other["rsp"], other["cs"]) == (0xFFFF_B4A2_4016_3E48, 0x33)
+    assert not {name for name in one if name.startswith(("xmm", "dr"))}
+
+
+@given(st.text(max_size=60) | st.integers(0, 1000).map(lambda cut: REGISTERS[:cut]))
+def test_any_other_text_is_no_list_of_registers(text: str) -> None:
+    try:
+        found = examine.parse_registers(text)
+    except MachineError:
+        return
+    assert all("rip" in registers for _, registers in found)

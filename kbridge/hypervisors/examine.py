@@ -82,8 +82,9 @@ def parse_registers(text: str) -> list[tuple[int, dict[str, int]]]:
     """
     found = []
     starts = list(_PROCESSOR.finditer(text))
-    for start, following in zip(starts, [*starts[1:], None], strict=True):
-        block = text[start.end() : None if following is None else following.start()]
+    ends = [*(one.start() for one in starts[1:]), len(text)]
+    for start, end in zip(starts, ends, strict=False):
+        block = text[start.end() : end]
         registers = {
             _NAMES.get(name, name.lower()): int(value, 16)
             for name, value in _REGISTER.findall(block)
