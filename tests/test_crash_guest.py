@@ -6,6 +6,7 @@ import json
 import re
 import tarfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -30,6 +31,7 @@ def kgdb(shared_kgdb_guest: Callable[..., dict[str, Any]]) -> Iterator[Crashing]
         yield bridge
 
 
+@pytest.mark.slow
 def test_a_guest_that_runs_is_captured_by_hand_and_goes_on(cloud: Crashing) -> None:
     said = cloud.run("crash", "capture", "web1", "--title", "looked at", "--json")
     assert said.returncode == 0, said.stderr
@@ -57,6 +59,7 @@ def test_the_log_out_of_memory_is_what_dmesg_prints(cloud: Crashing) -> None:
     assert mine[: len(theirs)] == theirs
 
 
+@pytest.mark.slow
 def test_a_panic_is_kept_with_everything_and_taken_over_from_where_it_died(cloud: Crashing) -> None:
     cloud.type("echo c > /proc/sysrq-trigger")
     report = cloud.crash("kernel panic: sysrq triggered crash")
@@ -124,6 +127,11 @@ def test_what_is_kept_is_listed_shown_and_exported(cloud: Crashing) -> None:
     shown = cloud.run("crash", "show", panic["id"])
     assert shown.stdout.startswith("kernel panic: sysrq triggered crash\n")
     assert re.search(r"where +sysrq_handle_crash\+0x\w+/0x\w+ +drivers/tty/sysrq.c:\d+", shown.stdout)
+    # Its memory opens by its name.
+    vmlinux, folder = cloud.guest["vmlinux"], cloud.guest["debug_dir"]
+    files = ("--vmlinux", vmlinux, "--debug-dir", folder)
+    opened = cloud.run("crash", "open", panic["id"], *files, "--", "-batch", "-ex", "thread apply 1-2 bt")
+    assert re.search(r"#\d+ .*sysrq_handle_crash", opened.stdout), opened.stderr
     target = cloud.dir / "it.tar.gz"
     done = cloud.run("crash", "export", panic["id"], str(target), "--without-image")
     assert done.returncode == 0, done.stderr
@@ -210,6 +218,7 @@ def test_the_guest_of_the_last_test_is_captured_again(kgdb: Crashing) -> None:
     assert report["outcome"] == "as it was"
 
 
+@pytest.mark.slow
 def test_a_kernel_that_waits_in_its_debugger_is_captured_and_left_there(
     kgdb_guest: Callable[..., dict[str, Any]],
 ) -> None:
@@ -228,3 +237,31 @@ def test_a_kernel_that_waits_in_its_debugger_is_captured_and_left_there(
         assert any(one.startswith("kdb_") for one in called)
         assert report["outcome"] == "left in its kernel's debugger"
         assert bridge.state() == "running"
+
+
+@pytest.mark.slow
+def test_the_same_crash_on_another_boot_has_the_same_title_and_a_policy_resets(
+    cloud_guest: Callable[..., dict[str, Any]],
+) -> None:
+    title = "kernel panic: sysrq triggered crash"
+    with Crashing(cloud_guest, more='on_crash = "reset"\ncrash_image = false\n') as bridge:
+
+        def kept(count: int) -> list[dict[str, Any]]:
+            found = [one for one in bridge.crashes() if one["title"] == title]
+            return found if len(found) == count and found[0]["count"] == count else []
+
+        def ready(boot: int) -> bool:
+            return bridge.console().count(b"kbridge-guest: ready") == boot
+
+        slides = set()
+        for number in (1, 2):
+            wait_for(partial(ready, number), "the guest's boot")
+            wait_for(lambda: b"/root # " in bridge.console().rpartition(b"ready")[2], "its shell")
+            bridge.type("echo c > /proc/sysrq-trigger")
+            wait_for(partial(kept, number), title)
+            report = bridge.crash(title)
+            assert report["outcome"] == "reset"
+            assert report["where"]["symbol"] == "sysrq_handle_crash"
+            slides.add(report["kernel"]["slide"])
+        assert len(slides) == 2
+        wait_for(lambda: bridge.state() == "running", "a guest that runs again")
