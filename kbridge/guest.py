@@ -76,6 +76,7 @@ class Guest:
         self.access = access
         self._reactor = reactor
         self._poller = poller
+        self._desk = desk
         self.finder = Finder(config.vmlinux, (*config.debug_dirs, *self._debug_dirs), state)
         """Of the files with its kernel's symbols."""
         self.recorder = Recorder(state, config.ring_bytes, timeline_bytes=config.timeline_bytes)
@@ -297,6 +298,8 @@ class Guest:
     def _machine_event(self, event: MachineEvent) -> None:
         if event.name == "machine.reset" and self._shared is not None:
             self._shared.machine_reset()
+        if event.name == "machine.found" and self._desk is not None:
+            Deferred.fromCoroutine(self._desk.settle_debt(self)).addErrback(self._not_let_go)
         if event.name == "machine.found" and self.line is not None:
             # The machine was started again: what its line says before it is opened is lost.
             self.line.hurry()
@@ -310,6 +313,10 @@ class Guest:
             # somebody else does meanwhile the relay finds out and reports.
             return
         self._record(event.name, monitor_fields(event.data))
+
+    def _not_let_go(self, failure: Failure) -> None:
+        failure.trap(KbridgeError)
+        self._log.warn("{guest}: not let go: {why}", guest=self.name, why=str(failure.value))
 
     # -- `monitor` commands inside gdb ----------------------------------------------------------------------
 

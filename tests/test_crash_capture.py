@@ -14,6 +14,7 @@ from twisted.internet.task import deferLater
 from twisted.trial.unittest import TestCase
 
 from kbridge.crash import capture as captures
+from kbridge.crash import desk as desks
 from kbridge.crash.capture import Capture
 from kbridge.crash.desk import MOST_AT_ONCE, Desk
 from kbridge.crash.facts import How, Noticed
@@ -255,6 +256,28 @@ class Captured(TestCase):
         assert machine.did == ["pause", "resume"]
         assert document["outcome"] == "went on"
         assert "vmcore" not in document["parts"]
+
+    async def test_a_guest_paused_for_it_is_let_go_by_the_next_relay(self) -> None:
+        machine = FakeMachine(RunState.RUNNING)
+        guest = self.guest(machine=machine)
+        self.evidence = Looking(hangs=True)
+        with patch.object(captures, "NAMES_SECONDS", 20.0):
+            self.desk.noticed(guest, crash("WARNING in f", fatal=False))
+            while machine.did != ["pause"]:
+                await deferLater(reactor, 0.01)
+            # As the files are when a relay is killed now.
+            again = Desk(reactor, Store(self.store.folder, now_ns), Library())
+            again.start()
+            assert again.store.owed == {"web1"}
+            await again.settle_debt(guest)
+            assert machine.did == ["pause", "resume"]
+            await again.settle_debt(guest)
+            assert machine.did == ["pause", "resume"]
+            # A relay that ends in order lets it go itself.
+            await machine.pause()
+            with patch.object(desks, "STOP_SECONDS", 0.05):
+                await self.desk.stop()
+            assert machine.did == ["pause", "resume", "pause", "resume"]
 
     async def test_a_guest_that_was_paused_before_stays_so(self) -> None:
         machine = FakeMachine(RunState.PAUSED)

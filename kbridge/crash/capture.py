@@ -21,7 +21,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
@@ -197,7 +197,9 @@ class Capture:
         state = await machine.query()
         facts.machine = state.run.value
         if state.run.executes and (self._noticed.fatal or facts.controlled_by is None):
-            self._paused = True
+            # Written down first: a relay that comes after us lets a guest go that is to go on.
+            self._paused = facts.paused = True
+            self._write_document()
             await machine.pause()
 
     def _controller(self) -> str | None:
@@ -294,7 +296,22 @@ class Capture:
                 await self._limited(self._evidence.close(), STAND_SECONDS)
             except KbridgeError as error:
                 self._log.warn("{guest}: {error}", guest=self._guest.name, error=str(error))
+        if self._paused and self._guest.machine is not None:
+            try:
+                # A pause that was answered too late is one all the same.
+                await self._limited(self._guest.machine.query(), STAND_SECONDS)
+            except KbridgeError as error:
+                self._log.warn("{guest}: {error}", guest=self._guest.name, error=str(error))
         self.facts.outcome = await carry_out(self._guest, self._noticed, paused=self._paused)
+        self._paused = self.facts.paused = False
+
+    async def let_go(self) -> None:
+        """Let a guest go that would go on by itself: the relay ends before its evidence was taken."""
+        machine = self._guest.machine
+        if self._paused and not self._noticed.fatal and machine is not None and machine.stopped_by_us:
+            await machine.resume()
+            self._paused = self.facts.paused = False
+            self._write_document()
 
     # -- the console ----------------------------------------------------------------------------------------
 
@@ -436,6 +453,9 @@ class Capture:
             why = str(error)
         except OSError as error:
             why = error.strerror or str(error)
+        except CancelledError:
+            # The relay ends: what is pending is finished by the next.
+            raise
         except Exception as error:  # noqa: BLE001 (a bug in one part must not cost the others)
             self._log.failure("{guest}: a bug in taking {part}", guest=self._guest.name, part=name)
             why = f"a bug in kbridge: {error!r}"

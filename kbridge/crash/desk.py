@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from twisted.internet.defer import Deferred, DeferredSemaphore
+from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 
@@ -21,12 +21,15 @@ from kbridge.crash.capture import Capture, carry_out
 from kbridge.crash.facts import How
 from kbridge.crash.hooks import Hook, run_command, send
 from kbridge.crash.policy import Loops
-from kbridge.crash.store import DOCUMENT, Limits, Store
+from kbridge.crash.store import DOCUMENT, KILLED, Limits, Store
 from kbridge.crash.sweep import Sweep
-from kbridge.errors import GuestError, RecordError
+from kbridge.errors import GuestError, KbridgeError, RecordError
+from kbridge.hypervisors.interface import RunState
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
+
+    from twisted.python.failure import Failure
 
     from kbridge.crash.facts import Noticed
     from kbridge.crash.knowledge import Library
@@ -35,7 +38,7 @@ if TYPE_CHECKING:
 MOST_AT_ONCE: Final = 4
 MOST_WAITING: Final = 16
 """Crashes of one guest that wait; more of them are counted only."""
-STOP_SECONDS: Final = 10.0
+STOP_SECONDS: Final = 5.0
 
 Follower = Callable[[str, Mapping[str, Any]], None]
 """Told of each crash: ``noticed``, ``published`` or ``finished``, and what the list shows of it."""
@@ -49,6 +52,7 @@ class _Queue:
         self.loops = Loops(guest.config.crash_full)
         self.waiting: list[tuple[Noticed, Deferred[str]]] = []
         self.running: Capture | None = None
+        self.under_way: Deferred[Any] | None = None
         self.hooks: tuple[Hook, ...] = ()
 
 
@@ -98,6 +102,26 @@ class Desk:
             self._idle = Deferred()
             self._idle.addTimeout(STOP_SECONDS, self.reactor, onTimeoutCancel=lambda *_: None)
             await self._idle
+        for queue in self._queues.values():
+            if queue.running is not None:
+                try:
+                    await queue.running.let_go()
+                except KbridgeError as error:
+                    self._log.warn("{guest}: {error}", guest=queue.guest.name, error=str(error))
+            if queue.under_way is not None:
+                queue.under_way.cancel()
+
+    async def settle_debt(self, guest: Guest) -> None:
+        """Let a guest go that a killed relay had paused for a capture; raises ``KbridgeError``."""
+        machine = guest.machine
+        if machine is None or guest.name not in self.store.owed:
+            return
+        self.store.owed.discard(guest.name)
+        controlled = guest.relay is not None and any(one.controls for one in guest.relay.sessions)
+        state = await machine.query()
+        if state.run is RunState.PAUSED and state.detail != "prelaunch" and not controlled:
+            await machine.resume()
+            guest.recorder.record("crash.let_go", why=KILLED)
 
     @property
     def busy(self) -> bool:
@@ -149,7 +173,7 @@ class Desk:
         return ended
 
     def _next(self, guest: Guest, queue: _Queue) -> None:
-        if not queue.waiting:
+        if not queue.waiting or self._is_stopping:
             return
         crash, ended = queue.waiting.pop(0)
         capture = queue.running = Capture(self, guest, crash)
@@ -167,7 +191,8 @@ class Desk:
         work = self._turn.run(
             lambda: Deferred.fromCoroutine(capture.run() if full else self._count_only(guest, crash, capture))
         )
-        work.addErrback(lambda failure: self._log.failure("{guest}: a bug", failure, guest=guest.name))
+        queue.under_way = work
+        work.addErrback(self._failed, guest)
         work.addBoth(done)
         if full:
             # What is done with the image alone keeps nobody's next crash from its turn.
@@ -175,8 +200,12 @@ class Desk:
             rest = work.addCallback(
                 lambda _: self._tools.run(lambda: Deferred.fromCoroutine(capture.finish()))
             )
-            rest.addErrback(lambda failure: self._log.failure("{guest}: a bug", failure, guest=guest.name))
+            rest.addErrback(self._failed, guest)
             rest.addCallback(lambda _: self._ended())
+
+    def _failed(self, failure: Failure, guest: Guest) -> None:
+        if not failure.check(CancelledError):
+            self._log.failure("{guest}: a bug", failure, guest=guest.name)
 
     def _ended(self) -> None:
         self._running -= 1

@@ -171,6 +171,8 @@ class Facts:
     machine: str = ""
     """The machine's state when the crash was noticed."""
     controlled_by: str | None = None
+    paused: bool = False
+    """It stands because it was paused for this, and has not been let go yet."""
     kernel: KernelFacts = field(default_factory=KernelFacts)
     processors: tuple[Processor, ...] = ()
     guilty: int | None = None

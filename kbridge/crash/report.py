@@ -79,7 +79,11 @@ def as_json(facts: Facts) -> dict[str, Any]:
         "followed_by": list(facts.also),
         "where": None if facts.where is None else _place(facts.where),
         "console": {"begin": noticed.begin, "end": noticed.end},
-        "machine": {"state": facts.machine or None, "controlled_by": facts.controlled_by},
+        "machine": {
+            "state": facts.machine or None,
+            "controlled_by": facts.controlled_by,
+            "paused": facts.paused,
+        },
         "kernel": {
             "release": kernel.release or None,
             "banner": kernel.banner or None,

@@ -34,7 +34,7 @@ VERSION: Final = 1
 MOST_TITLES: Final = 1000
 """Titles of one guest that are counted; the one that was seen longest ago goes first."""
 MOST_DOCUMENT: Final = 64 << 20
-KILLED: Final = "the relay was killed while the evidence was being taken"
+KILLED: Final = "the relay ended or was killed while the evidence was being taken"
 _PARTIAL: Final = ".partial"
 _ID: Final = re.compile(r"(\d{8}-\d{6})(?:\.(\d{1,4}))?-([a-z0-9][a-z0-9._-]{0,30})")
 _DAY_NS: Final = 86400 * 1_000_000_000
@@ -104,6 +104,8 @@ class Store:
         self._counts: dict[str, dict[str, Count]] = {}
         self._summaries: dict[str, dict[str, Any]] = {}
         self._least_free = 0
+        self.owed: set[str] = set()
+        """Guests that a killed relay had paused, and that would go on by themselves."""
         self.problem = ""
         """Why counts are not kept, where they are not."""
 
@@ -149,6 +151,10 @@ class Store:
             document = _bare(id_, path)
         elif document.get("state") != "pending" and not partial:
             return ""
+        machine = document.get("machine")
+        if isinstance(machine, dict) and machine.get("paused") and not document.get("fatal"):
+            self.owed.add(_guest_of(id_))
+            machine["paused"] = False
         document["state"] = "incomplete"
         document["interrupted"] = KILLED
         for part in document.get("parts", {}).values():
