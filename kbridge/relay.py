@@ -250,6 +250,11 @@ class Relay:
         """Whether the stub is the guest's kernel's, so that there is none before the kernel."""
         return self._exchange.client.dialect.interrupt_by is InterruptBy.BREAK_IN
 
+    @property
+    def is_away(self) -> bool:
+        """Whether the stub is not connected to, and nothing is left in it that a predecessor put there."""
+        return self._exchange.sharing.phase is Phase.ABSENT and self._recovery is None
+
     # -- debuggers ------------------------------------------------------------------------------------------
 
     def _answering(self, done: Callable[[str], None]) -> Callable[[str], None]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 import tarfile
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -188,6 +190,34 @@ def test_an_oops_is_kept_and_its_guest_goes_on(
     assert report["state"] == "complete", report["parts"]
     assert any(f"{file}:" in line for line in report["explained"])
     kgdb.goes_on()
+
+
+@pytest.mark.slow
+def test_a_guest_that_was_paused_for_a_capture_is_let_go_however_its_relay_ends(kgdb: Crashing) -> None:
+    monitor = kgdb.monitor()
+
+    def captured() -> subprocess.Popen[bytes]:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "kbridge", "crash", "capture", "web1"], env=kgdb.env
+        )
+        wait_for(lambda: monitor.status() == "paused", "a guest that is captured")
+        return process
+
+    process = captured()
+    kgdb.kill_relay()
+    process.wait()
+    kgdb.start_relay_again("running")
+    kgdb.goes_on()
+    assert kgdb.count("crash.let_go") == 1
+    process = captured()
+    assert kgdb.relay is not None
+    kgdb.relay.terminate()
+    assert kgdb.relay.wait(40) == 0
+    process.wait()
+    assert monitor.status() == "running"
+    kgdb.start_relay_again("running")
+    assert kgdb.count("crash.let_go") == 1
+    assert {one["state"] for one in kgdb.crashes()[:2]} == {"incomplete"}
 
 
 def test_a_relay_killed_in_the_middle_of_a_capture_finishes_it_as_incomplete(kgdb: Crashing) -> None:

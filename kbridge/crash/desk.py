@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore
+from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 
@@ -39,6 +40,8 @@ MOST_AT_ONCE: Final = 4
 MOST_WAITING: Final = 16
 """Crashes of one guest that wait; more of them are counted only."""
 STOP_SECONDS: Final = 5.0
+DEBT_SECONDS: Final = 30.0
+LOOK_SECONDS: Final = 0.1
 
 Follower = Callable[[str, Mapping[str, Any]], None]
 """Told of each crash: ``noticed``, ``published`` or ``finished``, and what the list shows of it."""
@@ -103,13 +106,25 @@ class Desk:
             self._idle.addTimeout(STOP_SECONDS, self.reactor, onTimeoutCancel=lambda *_: None)
             await self._idle
         for queue in self._queues.values():
-            if queue.running is not None:
-                try:
-                    await queue.running.let_go()
-                except KbridgeError as error:
-                    self._log.warn("{guest}: {error}", guest=queue.guest.name, error=str(error))
+            running = queue.running
             if queue.under_way is not None:
                 queue.under_way.cancel()
+            if running is not None:
+                await self._let_go(running)
+
+    async def _let_go(self, capture: Capture) -> None:
+        """Let a capture's guest go; QEMU refuses while it ends the image that was being taken."""
+        end = self.reactor.seconds() + STOP_SECONDS
+        while True:
+            try:
+                await capture.let_go()
+            except KbridgeError as error:
+                if self.reactor.seconds() >= end:
+                    self._log.warn("{guest}: {error}", guest=capture.guest.name, error=str(error))
+                    return
+                await deferLater(self.reactor, LOOK_SECONDS)
+            else:
+                return
 
     async def settle_debt(self, guest: Guest) -> None:
         """Let a guest go that a killed relay had paused for a capture; raises ``KbridgeError``."""
@@ -117,6 +132,10 @@ class Desk:
         if machine is None or guest.name not in self.store.owed:
             return
         self.store.owed.discard(guest.name)
+        # What the killed relay left in the stub is removed first, for which the guest stands.
+        end = self.reactor.seconds() + DEBT_SECONDS
+        while guest.relay is not None and not guest.relay.is_away and self.reactor.seconds() < end:
+            await deferLater(self.reactor, LOOK_SECONDS)
         controlled = guest.relay is not None and any(one.controls for one in guest.relay.sessions)
         state = await machine.query()
         if state.run is RunState.PAUSED and state.detail != "prelaunch" and not controlled:

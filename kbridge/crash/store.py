@@ -149,12 +149,14 @@ class Store:
                 path.rmdir()
                 return ""
             document = _bare(id_, path)
-        elif document.get("state") != "pending" and not partial:
-            return ""
         machine = document.get("machine")
-        if isinstance(machine, dict) and machine.get("paused") and not document.get("fatal"):
-            self.owed.add(_guest_of(id_))
+        paused = isinstance(machine, dict) and bool(machine.get("paused"))
+        if document.get("state") != "pending" and not partial and not paused:
+            return ""
+        if isinstance(machine, dict) and paused:
             machine["paused"] = False
+            if not document.get("fatal"):
+                self.owed.add(_guest_of(id_))
         document["state"] = "incomplete"
         document["interrupted"] = KILLED
         for part in document.get("parts", {}).values():
