@@ -68,7 +68,6 @@ class LogLayout:
     levels: int
     """Of the byte with flags (5 bits) and level (3 bits)."""
     facility: int
-    caller: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +127,6 @@ def layout(btf: Btf) -> LogLayout:
         length=btf.offset(info, "text_len"),
         levels=level // 8,
         facility=btf.offset(info, "facility"),
-        caller=btf.offset(info, "caller_id") if btf.has(info, "caller_id") else None,
     )
     inside_ring = (found.descriptors, found.infos, found.head, found.tail, found.data)
     if not max(inside_ring) + 8 <= found.ring <= _LARGEST:

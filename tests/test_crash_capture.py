@@ -30,8 +30,6 @@ _Result = TypeVar("_Result")
 class Looking:
     """Evidence of a guest: two processors, and memory that has nothing; ``fails`` from a question on, or ``hangs``."""
 
-    way = "made up"
-
     def __init__(self, fails: str = "", hangs: bool = False) -> None:
         self.fails = fails
         self.hangs = hangs

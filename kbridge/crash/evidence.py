@@ -43,9 +43,6 @@ Registers = dict[str, int]
 class Evidence(Protocol):
     """A guest that stands, to be looked at."""
 
-    way: str
-    """By what, in words."""
-
     async def processors(self) -> Sequence[tuple[int, Registers]]:
         """Return the number and the registers of each processor.  Raises ``KbridgeError``."""
 
@@ -58,8 +55,6 @@ class Evidence(Protocol):
 
 class StubEvidence:
     """By a session of the relay's."""
-
-    way = "the debug stub"
 
     def __init__(self, client: RspClient) -> None:
         self._client = client
@@ -87,8 +82,6 @@ class StubEvidence:
 
 class MonitorEvidence:
     """By the machine monitor: memory as the first processor sees it."""
-
-    way = "the machine monitor"
 
     def __init__(self, machine: QemuMachine) -> None:
         self._machine = machine

@@ -18,6 +18,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -84,10 +85,6 @@ class Bundle:
             self.path.replace(place)
             self.path = place
 
-    def remove(self) -> None:
-        """Remove what was made."""
-        shutil.rmtree(self.path, ignore_errors=True)
-
 
 class Store:
     """All bundles of a relay, under ``folder``.
@@ -106,8 +103,6 @@ class Store:
         self._least_free = 0
         self.owed: set[str] = set()
         """Guests that a killed relay had paused, and that would go on by themselves."""
-        self.problem = ""
-        """Why counts are not kept, where they are not."""
 
     # -- what was there before ------------------------------------------------------------------------------
 
@@ -162,7 +157,7 @@ class Store:
         for part in document.get("parts", {}).values():
             if part.get("state") == "pending":
                 part.update(state="missing", why=KILLED)
-        _write(path / DOCUMENT, _encoded(document))
+        _write(path / DOCUMENT, encoded(document))
         text = (
             (path / REPORT).read_text("utf-8", "replace")
             if (path / REPORT).is_file()
@@ -249,12 +244,10 @@ class Store:
         titles[title] = found
         while len(titles) > MOST_TITLES:
             del titles[next(iter(titles))]
-        try:
+        # A disk that takes no counts takes no bundle either, which is said there: they are kept in memory.
+        with suppress(OSError):
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            _write(self.folder / COUNTS, _encoded(_counts_document(self._counts)))
-            self.problem = ""
-        except OSError as error:
-            self.problem = error.strerror or str(error)
+            _write(self.folder / COUNTS, encoded(_counts_document(self._counts)))
         return found
 
     def recount(self, guest: str, old: str, new: str, wall_ns: int) -> Count:
@@ -372,11 +365,9 @@ def _size(path: Path) -> int:
     return total
 
 
-def _encoded(document: Mapping[str, Any]) -> bytes:
+def encoded(document: Mapping[str, Any]) -> bytes:
+    """Return a document as it is written."""
     return json.dumps(document, indent=1, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
-
-
-encoded = _encoded
 
 
 def _write(path: Path, data: bytes) -> None:
