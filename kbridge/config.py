@@ -351,9 +351,9 @@ class GuestConfig(BaseModel):
         examples=[True],
     )
     crash_warnings: bool = Field(
-        default=True,
-        description="Whether what the kernel only warns of (WARNING, and what its checkers find) is a crash too; the "
-        "guest is paused while the evidence is taken, and goes on.",
+        default=False,
+        description="Whether what the kernel only warns of (WARNING, and what its checkers find) is a crash too: the "
+        "guest is paused while the evidence is taken, a second or two, and goes on.",
         examples=[True],
     )
     on_crash: OnCrash = Field(

@@ -21,14 +21,14 @@ pytestmark = pytest.mark.guest
 @pytest.fixture(scope="module")
 def cloud(shared_cloud_guest: Callable[..., dict[str, Any]]) -> Iterator[Crashing]:
     """Debian's kernel, booted; the tests of this module kill it in the end."""
-    with Crashing(shared_cloud_guest, more="crash_quiet_seconds = 0.5\n") as bridge:
+    with Crashing(shared_cloud_guest, more="crash_warnings = true\ncrash_quiet_seconds = 0.5\n") as bridge:
         bridge.booted()
         yield bridge
 
 
 @pytest.fixture(scope="module")
 def kgdb(shared_kgdb_guest: Callable[..., dict[str, Any]]) -> Iterator[Crashing]:
-    with Crashing(shared_kgdb_guest, more="crash_quiet_seconds = 0.5\n") as bridge:
+    with Crashing(shared_kgdb_guest, more="crash_warnings = true\ncrash_quiet_seconds = 0.5\n") as bridge:
         bridge.booted()
         yield bridge
 

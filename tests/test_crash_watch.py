@@ -50,7 +50,7 @@ class Watched:
     def __init__(self, folder: Path, machine: bool = True, **config: Any) -> None:
         self.clock = Clock()
         self.machine = FakeMachine(RunState.RUNNING) if machine else None
-        self.guest = fake_guest(folder, machine=self.machine, crash_quiet_seconds=1.0, **config)
+        self.guest = fake_guest(folder, machine=self.machine, crash_quiet_seconds=1.0, **{"crash_warnings": True, **config})
         self.guest.line = SimpleNamespace(state=LineState.OPEN)
         self.told: list[Noticed] = []
         library: Any = SimpleNamespace(warm=lambda _: None)
@@ -168,7 +168,7 @@ def test_a_debugger_that_somebody_wanted_is_no_crash(watched: Watched) -> None:
     assert [(one.kind, one.fatal, one.in_debugger) for one in watched.told] == [("kdb", True, True)]
 
 
-def test_warnings_may_be_left_out(tmp_path: Path) -> None:
+def test_warnings_are_no_crashes_unless_asked_for(tmp_path: Path) -> None:
     one = Watched(tmp_path, crash_warnings=False)
     one.says(WARNING)
     one.wait(2)

@@ -188,7 +188,7 @@ def _report(path: Path) -> tuple[str, dict[str, Any]]:
 
 def _table(found: Iterable[Mapping[str, Any]]) -> Iterable[str]:
     rows = [(one["id"], str(one["count"]), _state(one), _clean(one["title"])) for one in found]
-    heads = ("id", "count", "state", "title")
+    heads = ("ID", "COUNT", "STATE", "TITLE")
     widths = [max(len(row[column]) for row in (*rows, heads)) for column in range(3)]
     yield f"{heads[0]:{widths[0]}}  {heads[1]:>{widths[1]}}  {heads[2]:{widths[2]}}  {heads[3]}"
     for id_, count, state, title in rows:
