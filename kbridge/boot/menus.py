@@ -16,7 +16,7 @@ from kbridge.boot.dialogue import (
     Press,
     Until,
 )
-from kbridge.boot.prompts import ask, drawn_twice
+from kbridge.boot.prompts import ask, drawn_twice, tell_twice_drawn
 from kbridge.boot.recipes import ENTER
 from kbridge.boot.states import State
 
@@ -112,8 +112,8 @@ def draw_here_only(
         yield from give_name(sight, secrets, user)
         yield Until(lambda: sight.state is State.COMMAND, PASSWORD)
     if drawn_twice(sign, sight.typed()):
-        # All comes twice, and what is printed next is anywhere on the screen: nothing can be asked.
-        yield from ask(sign, terminals.alone.format(terminals.usual), sight)
+        # All comes twice, and where it comes on the screen only the loader knows: nothing can be asked.
+        yield from tell_twice_drawn(sign, terminals.alone.format(terminals.usual), sight)
     else:
         answer = yield from ask(sign, terminals.ask, sight)
         active = " ".join(answer).partition("Available")[0].split()

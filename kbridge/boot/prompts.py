@@ -100,6 +100,30 @@ def type_in(sign: str, text: str, sight: Sight) -> Dialogue:
     )
 
 
+def tell_twice_drawn(sign: str, text: str, sight: Sight) -> Dialogue:
+    """Type a command where all is drawn twice, one key at a time, until the prompt comes once: it is to see to that.
+
+    The loader counts rows that are not those of the screen: only the column tells that a key was taken.  Keys that came
+    out of order make another command, which is none; then all comes twice still.
+    """
+    for _ in range(MAX_REPAIRS):
+        for at, char in enumerate(text, len(sign) + 2):
+            yield Press(char.encode())
+            if not (yield Until(lambda column: sight.screen.x == column, ECHO, (at,))):
+                break
+        else:
+            yield Press(ENTER, "Enter")
+            if (yield Until(lambda: sight.typed() == f"{sign} ", ECHO)):
+                return
+        yield Press(KILL_LINE)
+        yield Until(lambda column: sight.screen.x == column, ECHO, (len(sign) + 1,))
+    raise GaveUp(
+        "the boot loader's command line does not take what is typed",
+        f"all still comes twice after {text!r}",
+        "see whether keys get lost on the line",
+    )
+
+
 def ask(sign: str, text: str, sight: Sight) -> Generator[Press | Until | Note, bool, list[str]]:
     """Type a command and return what it printed."""
     yield from type_in(sign, text, sight)
