@@ -109,6 +109,15 @@ def test_any_kernels_line_is_edited(text: str) -> None:
     assert loader.guest.booted == [" ".join([*kept, *new])]
 
 
+@pytest.mark.parametrize("above", range(12))
+def test_a_line_whose_next_one_is_shown_in_part_is_made_one(above: int) -> None:
+    """Lines above it, so many that those behind it begin in the last rows of the window and wrap below it."""
+    text = f"{KERNEL} \\\n\t\tro \\\n\t\tlong={'x' * 200}"
+    loader = Grub(entries={"Linux": (*("insmod ext2",) * above, text, "initrd /x")})
+    assert done(drive(loader, SINGLE))
+    assert loader.guest.booted[0].endswith(f" ro long={'x' * 200} single {FORCE}")
+
+
 def test_words_that_grub_would_take_for_its_own_are_written_for_it() -> None:
     """What its editor has is in its language."""
     loader = Grub()

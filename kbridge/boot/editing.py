@@ -299,9 +299,16 @@ class _Text:
             line = self.line()
             if not line.text.endswith(editor.joins):
                 return
-            below = line.row + line.rows
+            below, before = line.row + line.rows, self._rows()
             yield Press(editor.down)
-            if not (yield Until(lambda row: self._still and sight.screen.y >= row, ECHO, (below,))):
+            # From the last row that is shown the text scrolls instead.
+            if not (
+                yield Until(
+                    lambda row, rows: self._still and (sight.screen.y >= row or self._rows() != rows),
+                    ECHO,
+                    (below, before),
+                )
+            ):
                 raise GaveUp(
                     "the kernel's line goes on where the editor has none",
                     todo="look at it: `kbridge console`",
