@@ -50,7 +50,8 @@ class Watched:
     def __init__(self, folder: Path, machine: bool = True, **config: Any) -> None:
         self.clock = Clock()
         self.machine = FakeMachine(RunState.RUNNING) if machine else None
-        self.guest = fake_guest(folder, machine=self.machine, crash_quiet_seconds=1.0, **{"crash_warnings": True, **config})
+        config = {"crash_warnings": True, "crash_quiet_seconds": 1.0, **config}
+        self.guest = fake_guest(folder, machine=self.machine, **config)
         self.guest.line = SimpleNamespace(state=LineState.OPEN)
         self.told: list[Noticed] = []
         library: Any = SimpleNamespace(warm=lambda _: None)

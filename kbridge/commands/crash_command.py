@@ -67,18 +67,21 @@ def open_command(
 ) -> None:
     """Open a guest's memory image with gdb, drgn or crash.
 
-    IMAGE is a crash's name, the folder of a crash, or an image's file.  gdb is served as on a live guest: names, source
-    lines, types and modules with no set-up; processors are its first threads, then all tasks that sleep, each with its
-    stack.  Nothing can be changed and nothing runs.  drgn and crash read a plain core file: an image that is compressed
-    is unpacked for them into TMPDIR, without its zeroes, as long as they run.  What stands after `--` goes to the tool:
-    `kbridge crash open vmcore -- -batch -ex bt`.
+    IMAGE is a crash's name, the folder of a crash, or an image's file.  gdb is served as on a live guest: names,
+    source lines, types and modules with no set-up, first from the files that the crash's report names; processors are
+    its first threads, then all tasks that sleep, each with its stack.  Nothing can be changed and nothing runs.  drgn
+    and crash read a plain core file: an image that is compressed is unpacked for them into TMPDIR, without its
+    zeroes, as long as they run.  What stands after `--` goes to the tool: `kbridge crash open vmcore -- -batch -ex
+    bt`.
     """
     # Each is loaded for itself only.
     from kbridge.crash.decrypted import decrypted  # noqa: PLC0415
-    from kbridge.crash.image_place import image_in  # noqa: PLC0415
+    from kbridge.crash.image_place import files_named_in, image_in  # noqa: PLC0415
 
-    places = (*folders, *map(Path, DEBUG_DIRS))
     place = Path(image) if Path(image).exists() else folder_of(control, config, image)
+    named, named_folders = files_named_in(place)
+    vmlinux = vmlinux or named
+    places = (*folders, *named_folders, *map(Path, DEBUG_DIRS))
     with decrypted(image_in(place), identity) as path:
         if tool == "gdb":
             from kbridge.commands.crash_gdb import run_gdb  # noqa: PLC0415

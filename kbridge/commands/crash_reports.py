@@ -187,16 +187,12 @@ def _report(path: Path) -> tuple[str, dict[str, Any]]:
 
 
 def _table(found: Iterable[Mapping[str, Any]]) -> Iterable[str]:
-    rows = [(one["id"], str(one["count"]), _state(one), _clean(one["title"])) for one in found]
+    rows = [(one["id"], str(one["count"]), str(one["state"]), _clean(one["title"])) for one in found]
     heads = ("ID", "COUNT", "STATE", "TITLE")
     widths = [max(len(row[column]) for row in (*rows, heads)) for column in range(3)]
     yield f"{heads[0]:{widths[0]}}  {heads[1]:>{widths[1]}}  {heads[2]:{widths[2]}}  {heads[3]}"
     for id_, count, state, title in rows:
         yield f"{id_:{widths[0]}}  {count:>{widths[1]}}  {state:{widths[2]}}  {title}"
-
-
-def _state(one: Mapping[str, Any]) -> str:
-    return "" if one["state"] == "complete" else str(one["state"])
 
 
 def _rendered(markdown: str) -> Iterable[str]:

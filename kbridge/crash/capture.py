@@ -107,7 +107,10 @@ class Capture:
         self._evidence: Evidence | None = None
         self._inspection: Inspection | None = None
         self._paused = False
-        self.facts = Facts("", guest.name, noticed, policy=guest.config.on_crash.value)
+        folders = (*guest.config.debug_dirs, *desk.debug_dirs())
+        self.facts = Facts(
+            "", guest.name, noticed, policy=guest.config.on_crash.value, debug_dirs=tuple(map(str, folders))
+        )
 
     @property
     def id(self) -> str:
@@ -252,7 +255,7 @@ class Capture:
             raise GuestError("there is no gdb", todo="apt-get install gdb")
         if guest.relay is None or not isinstance(self._evidence, StubEvidence):
             raise GuestError("gdb was not asked", why="the guest has no debug stub that it could work on")
-        folders = [*guest.config.debug_dirs, *self._desk.debug_dirs(), debug_links(guest.state_dir)]
+        folders = [*self.facts.debug_dirs, debug_links(guest.state_dir)]
         gdb = await gdbmi.start(self._reactor, program, ["-nx"])
         try:
             text = ""
@@ -274,9 +277,8 @@ class Capture:
         image = self.facts.parts.get("vmcore")
         if self._bundle is None or image is None or image.state is not PartState.DONE:
             raise GuestError("there is no memory image for it")
-        folders = [*self._guest.config.debug_dirs, *self._desk.debug_dirs()]
         argv = [sys.executable, "-m", "kbridge", "crash", "open", "--with", "drgn"]
-        argv += [argument for one in folders for argument in ("--debug-dir", str(one))]
+        argv += [argument for one in self.facts.debug_dirs for argument in ("--debug-dir", one)]
         if self.facts.kernel.file is not None:
             argv += ["--vmlinux", self.facts.kernel.file]
         argv += [str(self._bundle.path), "--", "-q", "-e", DRGN_CODE]

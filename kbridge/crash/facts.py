@@ -174,6 +174,8 @@ class Facts:
     paused: bool = False
     """It stands because it was paused for this, and has not been let go yet."""
     kernel: KernelFacts = field(default_factory=KernelFacts)
+    debug_dirs: tuple[str, ...] = ()
+    """Where files with symbols of this guest were looked for."""
     processors: tuple[Processor, ...] = ()
     guilty: int | None = None
     """The number of the processor that crashed."""

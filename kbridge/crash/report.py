@@ -94,6 +94,7 @@ def as_json(facts: Facts) -> dict[str, Any]:
             "command_line": kernel.command_line or None,
             "uptime_seconds": kernel.seconds,
         },
+        "debug_dirs": list(facts.debug_dirs),
         "crashed_processor": facts.guilty,
         "processors": [_processor(one) for one in facts.processors],
         "explained": list(facts.explained),
