@@ -101,7 +101,9 @@ def bare_module(
 ) -> bytes:
     """Return the skeleton of a module whose file nobody has: its sections, each up to the next, and its own symbols.
 
-    ``debug_frame``: how to unwind it, with addresses counted from ``.text``, or from ``base`` where there is none.
+    ``debug_frame``: how to unwind it, with addresses as they are in memory: gdb moves the sections of a relocatable
+    file to where they are told to be, and takes what stands in ``.debug_frame`` for relocated (gdb/symfile.c,
+    ``default_symfile_offsets``).
     """
     starts = sorted(sections.items(), key=lambda item: item[1]) or [(".text", base)]
     ends = [start for _, start in starts[1:]] + [max(base + size, starts[-1][1] + 1)]

@@ -84,8 +84,8 @@ def vmlinux_skeleton(image: Image, slide: int, debug_frame: bytes = b"") -> byte
 def module_skeleton(image: Image, addresses: Collection[str], debug_frame: bytes = b"") -> bytes:
     """Return the skeleton of a module, a relocatable file like itself, with those of its sections that are in memory.
 
-    Where they are is told beside it, in the list of libraries.  ``debug_frame``: how to unwind it, addresses counted
-    from its ``.text``.  Raises ``NotAnElf``.
+    Where they are is told beside it, in the list of libraries.  ``debug_frame``: how to unwind it, with addresses
+    as they are in memory (``memory_skeleton.bare_module`` says why).  Raises ``NotAnElf``.
     """
     found, table, names = _tables(image)
     kept: list[Kept] = []

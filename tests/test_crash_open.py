@@ -176,8 +176,11 @@ def test_a_task_has_its_own_memory(kgdb: Dead) -> None:
 
 def test_with_no_file_anywhere_the_image_tells_names_and_unwinding_itself(cloud: Dead) -> None:
     bare = Dead(**{**vars(cloud), "files": ()})
-    said = bare.gdb("thread 3", "bt", "info threads")
-    (of_task,) = (functions(one) for one in backtraces(said))
+    said = bare.gdb("bt", "thread 3", "bt", "info threads")
+    of_processor, of_task = (functions(one) for one in backtraces(said))
+    # Its first function is a module's.
+    assert of_processor[0] == "pvpanic_panic_notify"
+    assert "sysrq_handle_crash" in of_processor
     # Inlined calls have no names of their own.
     assert of_task[:3] == ["__schedule", "schedule", "do_wait"]
     assert len(TASK.findall(said)) > 30

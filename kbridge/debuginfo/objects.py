@@ -435,7 +435,7 @@ class _ModuleFile:
         """Make the file; in a thread, because it is read and written there."""
         places = {one.name: one.address for one in self.module.sections}
         base, size = self.module.base, self.module.size
-        unwinding = _unwinding(self.unwinding, self.unwind, places.get(".text", base))
+        unwinding = _unwinding(self.unwinding, self.unwind, 0)
         if self.path is None:
             return bare_module(places, base, size, self.symbols, unwinding)
         with mapped(self.path) as image:
