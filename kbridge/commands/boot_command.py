@@ -99,7 +99,7 @@ def command(
     way: str,
     **wanted: Any,
 ) -> None:
-    """Restart a guest, and bring it to a root shell or where else it is to stop.
+    """Restart a guest and bring it to a root shell, or where else it is to stop.
 
     Stops it in its boot loader (GRUB, U-Boot, systemd-boot), changes the kernel's command line, reads that back from
     the screen and boots it; then sees that the shell answers.  Shows the states that the guest goes through, which are

@@ -78,7 +78,8 @@ def open_command(
     from kbridge.crash.decrypted import decrypted  # noqa: PLC0415
     from kbridge.crash.image_place import files_named_in, image_in  # noqa: PLC0415
 
-    place = Path(image) if Path(image).exists() else folder_of(control, config, image)
+    is_path = "/" in image or Path(image).exists()
+    place = Path(image) if is_path else folder_of(control, config, image)
     named, named_folders = files_named_in(place)
     vmlinux = vmlinux or named
     places = (*folders, *named_folders, *map(Path, DEBUG_DIRS))
