@@ -26,7 +26,7 @@ ME = pwd.getpwuid(os.getuid()).pw_name
 
 @pytest.fixture(scope="module")
 def relay() -> Iterator[RelayProcess]:
-    relay = RelayProcess()
+    relay = RelayProcess(captures=False)
     relay.start()
     yield relay
     relay.close()
