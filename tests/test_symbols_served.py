@@ -124,7 +124,11 @@ def shows_the_kernel(gdb: Gdb, linked: Linked, modules: set[str]) -> int:
     slide = slide_of(gdb, linked)
     for processor in (1, 2):
         gdb.run(f"thread {processor}")
-        named = re.search(r"#0  (?:0x[0-9a-f]+ in )?(\w+)", gdb.run("frame"))
+        shown = gdb.run("frame")
+        named = re.search(r"#0  (?:0x[0-9a-f]+ in )?(\w+)", shown)
+        if "#0  <signal handler called>" in shown:
+            # The kernel's entry code, where registers are saved as for a signal: gdb shows it so, whatever its name is.
+            named = re.search(r"^(\w+)(?: \+ \d+)? in section", gdb.run("info symbol $pc"), re.MULTILINE)
         counter = gdb.register("rip") - slide
         # In a module or in user space there is no name of the kernel; a return from a signal there has none at all.
         if linked.addresses[0] <= counter <= linked.by_name["_etext"]:
