@@ -25,7 +25,7 @@ ME = pwd.getpwuid(os.getuid()).pw_name
 
 @pytest.fixture(scope="module")
 def relay() -> Iterator[RelayProcess]:
-    relay = RelayProcess(captures=False)
+    relay = RelayProcess()
     relay.start()
     yield relay
     relay.close()
@@ -73,7 +73,7 @@ def check(value: Any, schema: dict[str, Any]) -> None:
             check(each, schema.get("properties", {}).get(name, {}))
     if isinstance(value, list):
         for each in value:
-            check(each, schema["items"])
+            check(each, schema.get("items", {}))
     if "pattern" in schema:
         assert re.search(schema["pattern"], value)
 
