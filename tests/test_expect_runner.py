@@ -10,8 +10,9 @@ from twisted.internet.task import Clock
 
 from kbridge.console.pen import Pen
 from kbridge.console.recorder import Recorder
+from kbridge.console.transcript import MAX_ENTRIES
 from kbridge.errors import LineError, PenHeldError
-from kbridge.expect.runner import MAX_ENTRIES, ExpectRun
+from kbridge.expect.runner import ExpectRun
 from kbridge.expect.script import read
 from kbridge.transports.lines import LineState
 

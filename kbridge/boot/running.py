@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import secrets as random
 import time
-from collections import deque
 from typing import TYPE_CHECKING, Any, Final, assert_never
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -21,29 +20,23 @@ from twisted.logger import Logger
 
 from kbridge.boot.by_stub import change_command_line, why_not
 from kbridge.boot.control import Entry, Keys, Machine, Reset, Way
-from kbridge.console.readers import Cursor, Gap
+from kbridge.console.readers import Gap
+from kbridge.console.run import ConsoleRun
 from kbridge.console.timeline import time_text
-from kbridge.console.transcript import Transcript
 from kbridge.errors import GuestError, KbridgeError, LineError
-from kbridge.transports.lines import LineState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from twisted.internet.interfaces import IDelayedCall
     from twisted.python.failure import Failure
 
     from kbridge.boot.control import Effect, Outcome
     from kbridge.boot.wishes import Wishes
-    from kbridge.console.pen import Grip
     from kbridge.guest import Guest
     from kbridge.hypervisors.interface import MachineEvent
-    from kbridge.transports.lines import ConsoleLine
 
 PIECE_BYTES: Final = 512
 """What a screen takes about as long for as a turn."""
-TURN_SECONDS: Final = 0.005
-GONE: Final = "who ran it is gone"
 BY_STUB_SECONDS: Final = 600.0
 """For firmware and boot loader, when the debug stub waits for the kernel; the states have deadlines of their own."""
 
@@ -54,7 +47,7 @@ _STOPS: Final = {
 }
 
 
-class BootRun:
+class BootRun(ConsoleRun):
     """One boot by ``wishes``, and the body of the answer that is its transcript (a ``PieceReader``).
 
     ``alive`` tells whether the guest is still there.
@@ -75,17 +68,15 @@ class BootRun:
         patience: float = 1.0,
         way: Way = Way.AUTO,
     ) -> None:
-        self._guest = guest
-        self._reactor = guest.reactor
+        super().__init__(guest, "boot", alive=alive)
         self._wishes = wishes
         self._by = by
-        self._alive = alive
         self._way = way
         self._reset = reset
         self._patience = patience
         self._changing: Deferred[Any] | None = None
         """What changes the command line by the debug stub."""
-        self._machine = Machine(
+        self._machine = self._driven = Machine(
             wishes,
             nonce=f"kb{random.token_hex(3)}",
             secrets=secrets,
@@ -96,18 +87,6 @@ class BootRun:
             guest=guest.name,
         )
         self._id = random.token_hex(4)
-        self._grip: Grip | None = None
-        self._line: ConsoleLine | None = None
-        self._cursor = Cursor(guest.recorder.ring, guest.recorder.ring.head)
-        self._due: deque[tuple[int, Callable[[float], None]]] = deque()
-        """What happened when the console's offset was so much: its turn comes when the bytes before it were read."""
-        self._transcript = Transcript()
-        self._stops: list[Callable[[], None]] = []
-        self._timer: IDelayedCall | None = None
-        self._timer_for = 0.0
-        self._turn: IDelayedCall | None = None
-        self._pumping = False
-        self._finished = False
 
     @property
     def outcome(self) -> Outcome | None:
@@ -121,15 +100,7 @@ class BootRun:
         pen.
         """
         guest = self._guest
-        line = guest.line
-        if line is None:
-            raise GuestError(f"{guest.name} has no console", todo="configure `console` for it")
-        if line.state is not LineState.OPEN:
-            raise LineError(
-                f"the console line of {guest.name} is {line.state.value}",
-                why=line.reason,
-                todo="try again when it is back",
-            )
+        line = self._open_line()
         if self._reset:
             self._check_machine(force=force)
         self._line = line
@@ -196,57 +167,14 @@ class BootRun:
         }
         return {name: value for name, value in wished.items() if value}
 
-    def cancel(self, why: str) -> None:
-        """End it; nothing happens when it has ended."""
-        self._machine.cancel(why, self._now())
-        if self._turn is not None:
-            # At once: what it works on may be closed next.
-            self._turn.cancel()
-            self._turn = None
-        self._pump()
-
-    # What the answer's stream calls.
-
-    def next(self) -> bytes | None:
-        """Return the next entry of the transcript."""
-        if not self._alive() and self.outcome is None:
-            self.cancel(f"the relay lets {self._guest.name} go")
-        return self._transcript.next(
-            lambda entry, lost: {
-                **{key: entry[key] for key in ("time", "elapsed", "state", "program")},
-                "kind": "skipped",
-                "lost": lost,
-            }
-        )
-
-    @property
-    def follows(self) -> bool:
-        """Whether more may come when there is nothing now."""
-        return not self._finished
-
-    def watch(self, wake: Callable[[], None]) -> Callable[[], None]:
-        """Have ``wake`` called when there may be more, until the function returned is called."""
-        return self._transcript.watch(wake)
-
-    def close(self) -> None:
-        """End: the peer is gone, or has the whole transcript."""
-        self.cancel(GONE)
+    def _skipped(self, entry: Mapping[str, Any], lost: int) -> dict[str, Any]:
+        return {
+            **{key: entry[key] for key in ("time", "elapsed", "state", "program")},
+            "kind": "skipped",
+            "lost": lost,
+        }
 
     # What happens meanwhile.
-
-    def _line_changed(self, state: LineState, reason: str) -> None:
-        if state is LineState.LOST:
-            self._later(lambda now: self._machine.line_lost(reason, now))
-        elif state is LineState.CLOSED:
-            self.cancel(f"the relay lets {self._guest.name} go")
-
-    def _line_said(self, words: str) -> None:
-        self._machine.notice(words, self._now())
-        self._pump()
-
-    def _pen_taken(self, holder: str) -> None:
-        self._machine.pen_taken(holder, self._now())
-        self._pump()
 
     def _machine_event(self, event: MachineEvent) -> None:
         match event.name:
@@ -263,36 +191,7 @@ class BootRun:
             case _:
                 return
 
-    def _timed(self) -> None:
-        self._timer = None
-        # What came in time counts, though it may not have been read yet.
-        self._later(self._machine.tick)
-
-    def _later(self, event: Callable[[float], None]) -> None:
-        self._due.append((self._guest.recorder.ring.head, event))
-        self._pump()
-
     # Carrying out.
-
-    def _pump(self) -> None:
-        """Do what can be done now; who calls from within has it done by the call that goes on."""
-        if self._pumping or self._turn is not None:
-            return
-        self._pumping = True
-        try:
-            end = self._now() + TURN_SECONDS
-            while self._some():
-                if self._now() >= end:
-                    self._turn = self._reactor.callLater(0, self._next_turn)
-                    break
-        finally:
-            self._pumping = False
-        self._set_timer()
-        self._transcript.wake()
-
-    def _next_turn(self) -> None:
-        self._turn = None
-        self._pump()
 
     def _some(self) -> bool:
         """Do one thing; return whether there may be another."""
@@ -412,31 +311,6 @@ class BootRun:
         self._transcript.add({"time": time_text(time.time_ns()), **entry})
 
     def _finish(self, fields: dict[str, Any]) -> None:
-        for stop in self._stops:
-            stop()
-        self._stops = []
         if self._changing is not None:
             self._changing.cancel()
-        self._finished = True
-        self._due.clear()
-        # A guest that is let go closes its line before its record: the run has ended then.
-        recorder = self._guest.recorder
-        recorder.record("boot.end", **fields)
-        if self._grip is not None and self._grip.held:
-            self._grip.release()
-            recorder.record("console.pen", holder=None)
-
-    def _set_timer(self) -> None:
-        deadline = self._machine.deadline if self._turn is None else None
-        if self._timer is not None:
-            if deadline == self._timer_for:
-                return
-            self._timer.cancel()
-            self._timer = None
-        if deadline is not None:
-            self._timer_for = deadline
-            self._timer = self._reactor.callLater(max(0.0, deadline - self._now()), self._timed)
-
-    def _now(self) -> float:
-        found: float = self._reactor.seconds()
-        return found
+        super()._finish(fields)

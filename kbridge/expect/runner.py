@@ -9,42 +9,34 @@ invariant   nothing is typed without the pen; a peer that does not read is kept 
 
 from __future__ import annotations
 
-import json
 import secrets
 import time
-from collections import deque
 from typing import TYPE_CHECKING, Any, Final, assert_never
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
-from kbridge.console.readers import Cursor, Gap
+from kbridge.console.readers import Gap
+from kbridge.console.run import ConsoleRun
 from kbridge.console.timeline import time_text
-from kbridge.errors import GuestError, KbridgeError, LineError
+from kbridge.errors import KbridgeError, LineError
 from kbridge.expect.machine import Break, Entry, Keys, Machine
-from kbridge.transports.lines import LineState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
-    from twisted.internet.interfaces import IDelayedCall
     from twisted.python.failure import Failure
 
     from kbridge.config import BreakInWay
-    from kbridge.console.pen import Grip
     from kbridge.expect.machine import Effect, Outcome
     from kbridge.expect.script import Script
     from kbridge.guest import Guest
-    from kbridge.transports.lines import ConsoleLine
 
-MAX_ENTRIES: Final = 1000
 PIECE_BYTES: Final = 128
 """What the largest expressions take about as long for as a turn."""
-TURN_SECONDS: Final = 0.005
-GONE: Final = "who ran it is gone"
 
 
-class ExpectRun:
+class ExpectRun(ConsoleRun):
     """One run of ``script``, and the body of the answer that is its transcript (a ``PieceReader``).
 
     ``alive`` tells whether the guest is still there.
@@ -55,28 +47,12 @@ class ExpectRun:
     def __init__(
         self, guest: Guest, script: Script, *, by: str, name: str = "", alive: Callable[[], bool]
     ) -> None:
-        self._guest = guest
-        self._reactor = guest.reactor
+        super().__init__(guest, "expect", alive=alive)
         self._by = by
         self._name = name
-        self._alive = alive
-        self._machine = Machine(script)
+        self._machine = self._driven = Machine(script)
         self._id = secrets.token_hex(4)
-        self._grip: Grip | None = None
-        self._line: ConsoleLine | None = None
-        self._cursor = Cursor(guest.recorder.ring, guest.recorder.ring.head)
         self._head = self._cursor.offset
-        self._due: deque[tuple[int, Callable[[float], None]]] = deque()
-        """What happened when the console's offset was so much: its turn comes when the bytes before it were read."""
-        self._entries: deque[dict[str, Any]] = deque()
-        self._skipped = 0
-        self._stops: list[Callable[[], None]] = []
-        self._timer: IDelayedCall | None = None
-        self._timer_for = 0.0
-        self._turn: IDelayedCall | None = None
-        self._pumping = False
-        self._finished = False
-        self._wake: Callable[[], None] | None = None
 
     @property
     def outcome(self) -> Outcome | None:
@@ -86,15 +62,7 @@ class ExpectRun:
     def start(self, *, force: bool = False) -> None:
         """Take the pen and begin; raises ``GuestError`` without a console, ``LineError`` without line or pen."""
         guest = self._guest
-        line = guest.line
-        if line is None:
-            raise GuestError(f"{guest.name} has no console", todo="configure `console` for it")
-        if line.state is not LineState.OPEN:
-            raise LineError(
-                f"the console line of {guest.name} is {line.state.value}",
-                why=line.reason,
-                todo="try again when it is back",
-            )
+        line = self._open_line()
         self._line = line
         holder = f"{self._by} (expect {self._name})" if self._name else f"{self._by} (expect)"
         self._grip = guest.pen.take(holder, force=force, taken=self._pen_taken)
@@ -110,50 +78,10 @@ class ExpectRun:
         self._machine.start(self._now())
         self._pump()
 
-    def cancel(self, why: str) -> None:
-        """End it; nothing happens when it has ended."""
-        self._machine.cancel(why, self._now())
-        if self._turn is not None:
-            # At once: what it works on may be closed next.
-            self._turn.cancel()
-            self._turn = None
-        self._pump()
-
-    # What the answer's stream calls.
-
-    def next(self) -> bytes | None:
-        """Return the next entry of the transcript."""
-        if not self._alive() and self.outcome is None:
-            # Who asks has the entry at once.
-            wake, self._wake = self._wake, None
-            self.cancel(f"the relay lets {self._guest.name} go")
-            self._wake = wake
-        if self._skipped:
-            skipped, self._skipped = self._skipped, 0
-            # The entry before which they are missing has their time.
-            found = {**self._entries[0], "kind": "skipped", "line": 0, "step": "", "lost": skipped}
-            return _line({key: found[key] for key in ("time", "elapsed", "kind", "line", "step", "lost")})
-        return _line(self._entries.popleft()) if self._entries else None
-
-    @property
-    def follows(self) -> bool:
-        """Whether more may come when there is nothing now."""
-        return not self._finished
-
-    def watch(self, wake: Callable[[], None]) -> Callable[[], None]:
-        """Have ``wake`` called when there may be more, until the function returned is called."""
-        self._wake = wake
-
-        def stop() -> None:
-            self._wake = None
-
-        return stop
-
-    def close(self) -> None:
-        """End: the peer is gone, or has the whole transcript."""
-        self.cancel(GONE)
-
-    # What happens meanwhile.
+    def _skipped(self, entry: Mapping[str, Any], lost: int) -> dict[str, Any]:
+        # The entry before which they are missing has their time.
+        found = {**entry, "kind": "skipped", "line": 0, "step": "", "lost": lost}
+        return {key: found[key] for key in ("time", "elapsed", "kind", "line", "step", "lost")}
 
     def _stirred(self) -> None:
         head = self._guest.recorder.ring.head
@@ -162,51 +90,7 @@ class ExpectRun:
             self._machine.stirred(self._now())
         self._pump()
 
-    def _line_changed(self, state: LineState, reason: str) -> None:
-        if state is LineState.LOST:
-            self._later(lambda now: self._machine.line_lost(reason, now))
-        elif state is LineState.CLOSED:
-            self.cancel(f"the relay lets {self._guest.name} go")
-
-    def _line_said(self, words: str) -> None:
-        self._machine.notice(words, self._now())
-        self._pump()
-
-    def _pen_taken(self, holder: str) -> None:
-        self._machine.pen_taken(holder, self._now())
-        self._pump()
-
-    def _timed(self) -> None:
-        self._timer = None
-        # What came in time counts, though it may not have been read yet.
-        self._later(self._machine.tick)
-
-    def _later(self, event: Callable[[float], None]) -> None:
-        self._due.append((self._guest.recorder.ring.head, event))
-        self._pump()
-
     # Carrying out.
-
-    def _pump(self) -> None:
-        """Do what can be done now; who calls from within has it done by the call that goes on."""
-        if self._pumping or self._turn is not None:
-            return
-        self._pumping = True
-        try:
-            end = self._now() + TURN_SECONDS
-            while self._some():
-                if self._now() >= end:
-                    self._turn = self._reactor.callLater(0, self._next_turn)
-                    break
-        finally:
-            self._pumping = False
-        self._set_timer()
-        if self._wake is not None and self._entries:
-            self._wake()
-
-    def _next_turn(self) -> None:
-        self._turn = None
-        self._pump()
 
     def _some(self) -> bool:
         """Do one thing; return whether there may be another."""
@@ -275,10 +159,7 @@ class ExpectRun:
             self._guest.recorder.record("expect.step", did=entry.kind, elapsed=entry.elapsed, **fields)
 
     def _queue(self, entry: Entry) -> None:
-        if len(self._entries) >= MAX_ENTRIES:
-            self._entries.popleft()
-            self._skipped += 1
-        self._entries.append(
+        self._transcript.add(
             {
                 "time": time_text(time.time_ns()),
                 "elapsed": entry.elapsed,
@@ -288,35 +169,3 @@ class ExpectRun:
                 **entry.fields,
             }
         )
-
-    def _finish(self, fields: dict[str, Any]) -> None:
-        for stop in self._stops:
-            stop()
-        self._stops = []
-        self._finished = True
-        self._due.clear()
-        # A guest that is let go closes its line before its record: the run has ended then.
-        recorder = self._guest.recorder
-        recorder.record("expect.end", **fields)
-        if self._grip is not None and self._grip.held:
-            self._grip.release()
-            recorder.record("console.pen", holder=None)
-
-    def _set_timer(self) -> None:
-        deadline = self._machine.deadline if self._turn is None else None
-        if self._timer is not None:
-            if deadline == self._timer_for:
-                return
-            self._timer.cancel()
-            self._timer = None
-        if deadline is not None:
-            self._timer_for = deadline
-            self._timer = self._reactor.callLater(max(0.0, deadline - self._now()), self._timed)
-
-    def _now(self) -> float:
-        found: float = self._reactor.seconds()
-        return found
-
-
-def _line(entry: dict[str, Any]) -> bytes:
-    return json.dumps(entry).encode() + b"\n"
