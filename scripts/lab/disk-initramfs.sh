@@ -34,8 +34,9 @@ while [ ! -b "$root" ]; do
     fi
     usleep 100000
 done
-mount -t ext4 -o "$mode" "$root" /root || setsid cttyhack sh
+mkdir -p /system
+mount -t ext4 -o "$mode" "$root" /system || setsid cttyhack sh
 for place in proc sys dev; do
-    mount --move "/$place" "/root/$place"
+    mount --move "/$place" "/system/$place"
 done
-exec switch_root -c /dev/console /root "$init" "$@"
+exec switch_root -c /dev/console /system "$init" "$@"
