@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
@@ -18,6 +19,14 @@ control_option = click.option(
     envvar="KBRIDGE_CONTROL",
     help="The relay's control socket, unix:/path; else the one of the configuration.",
 )
+debug_dir_option = click.option(
+    "--debug-dir",
+    "folders",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="A folder with files of kernels and modules; may be given several times. Before /usr/lib/debug.",
+)
+"""Where files with symbols are looked for; the command gets ``folders``."""
 
 
 def relay_options(command: Any) -> Any:

@@ -8,7 +8,7 @@ import click
 
 from kbridge.commands.crash_reports import COMMANDS, folder_of
 from kbridge.commands.decode_command import DEBUG_DIRS
-from kbridge.options import relay_options
+from kbridge.options import debug_dir_option, relay_options
 
 
 @click.group("crash")
@@ -39,13 +39,7 @@ for one in COMMANDS:
     type=click.Path(path_type=Path),
     help="The kernel's file with symbols; else it is looked for by its build-id.",
 )
-@click.option(
-    "--debug-dir",
-    "folders",
-    type=click.Path(path_type=Path),
-    multiple=True,
-    help="A folder with files of kernels and modules; may be given several times. Before /usr/lib/debug.",
-)
+@debug_dir_option
 @click.option(
     "--identity",
     type=click.Path(path_type=Path),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, BinaryIO, Final
 import click
 
 from kbridge.errors import KbridgeError
+from kbridge.options import debug_dir_option
 from symbols.backtrace import read
 from symbols.errors import SymbolError
 from symbols.explanation import Explainer, Source
@@ -34,13 +35,7 @@ _BUILT: Final = "/lib/modules/{}/build/vmlinux"
     type=click.Path(path_type=Path),
     help="The kernel's file with symbols; else it is looked for by the release that the log tells.",
 )
-@click.option(
-    "--debug-dir",
-    "folders",
-    type=click.Path(path_type=Path),
-    multiple=True,
-    help="A folder with files of kernels and modules; may be given several times. Before /usr/lib/debug.",
-)
+@debug_dir_option
 def command(file: BinaryIO, vmlinux: Path | None, folders: tuple[Path, ...]) -> None:
     """Explain the oopses and backtraces in a kernel's log.
 
