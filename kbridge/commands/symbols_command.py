@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from kbridge.errors import KbridgeError
+from kbridge.options import debug_dir_option
 
 if TYPE_CHECKING:
     from kbridge.debuginfo.direct import Direct
@@ -52,13 +53,7 @@ class BuildIdType(click.ParamType[str]):
 def _source(command: _Given) -> _Given:
     """Give a command the options that say which file it is about."""
     for option in (
-        click.option(
-            "--debug-dir",
-            "folders",
-            type=click.Path(path_type=Path),
-            multiple=True,
-            help="A folder with debug files; may be given several times. Before /usr/lib/debug.",
-        ),
+        debug_dir_option,
         click.option(
             "--build-id", type=BuildIdType(), metavar="ID", help="Its build-id, in place of --vmlinux."
         ),
