@@ -120,20 +120,26 @@ def test_what_kgdb_reads_of_what_is_typed_is_typed_once_more(
 ) -> None:
     """The guest stops as it reads the first key; the others are kgdb's, which a `$` among them makes skip the rest."""
     with start(GDB_13, web1) as a:
-        number = len(web1.answers()) + 1001
-        ticks = len(web1.ticks())
-        a.break_at(web1.addresses("uart_insert_char")["uart_insert_char"])
-        a.go()
-        # For longer than a second: what is typed goes to the guest at once.
-        wait_for(lambda: len(web1.ticks()) > ticks + 8, "a guest that has run for a while")
-        keyboard(typed % number)
-        assert "Breakpoint " in a.wait_stop()
-        a.run("delete")
-        a.go()
-        wait_for(lambda: number * FACTOR in web1.answers(), "the answer")
-        assert web1.answers().count(number * FACTOR) == 1
-        a.interrupt()
-        a.wait_stop()
+        for _ in range(2):
+            # Of its own in each round: an answer of an earlier one is not waited for.
+            number = len(web1.answers()) + 1001
+            assert number * FACTOR not in web1.answers()
+            ticks = len(web1.ticks())
+            a.break_at(web1.addresses("uart_insert_char")["uart_insert_char"])
+            a.go()
+            # For longer than a second: what is typed goes to the guest at once.
+            wait_for(lambda ticks=ticks: len(web1.ticks()) > ticks + 8, "a guest that has run for a while")
+            keyboard(typed % number)
+            assert "Breakpoint " in a.wait_stop()
+            # What is typed once more stops it like any key: the debugger is told.
+            a.go()
+            assert "Breakpoint " in a.wait_stop()
+            a.run("delete")
+            a.go()
+            wait_for(lambda number=number: number * FACTOR in web1.answers(), "the answer")
+            assert web1.answers().count(number * FACTOR) == 1
+            a.interrupt()
+            a.wait_stop()
         leave(a, "detach")
     assert b"$T05" not in web1.console()
 
