@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lab import arm64, builds, cloud, debianguest, disk, disks, firmware, kgdb, running, uboot
+from lab import arm64, builds, cloud, debianguest, disk, disks, firmware, kgdb, lostgrub, running, uboot
 from lab.errors import LabError
 from lab.machine import KGDB_PARAMETER, PC, ConsoleBackend, Machine, Places, command_line
-from lab.menus import MENUS, Entry
+from lab.menus import MENUS, PREFIX, Entry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -154,6 +154,8 @@ def _run(options: argparse.Namespace) -> int:
         if build.disk is not None:
             disks.copy(build.disk, places.disk, _files_on_disk(guest, options, words))
             firmware.prepare(chosen, places)
+            if guest.entries and (lost := MENUS[options.menu].lost):
+                lostgrub.lose(places.disk, chosen, prefix=lost == PREFIX)
 
     return running.run(machine, build, prepare, detach=options.detach, temporary=temporary)
 

@@ -15,6 +15,8 @@ _HASH: Final = (
 )
 # As in Debian's, where it loads drivers of screens.
 _LOAD_VIDEO: Final = "function load_video {\n\ttrue\n}\n"
+CONFIG: Final = "config"
+PREFIX: Final = "prefix"
 _LONG: Final = "kbridge.long=" + "-".join(f"word{number}" for number in range(20))
 
 
@@ -60,6 +62,8 @@ class Menu:
     joint: str = " "
     more_words: tuple[str, ...] = ()
     with_initrd: bool = True
+    lost: str = ""
+    """What GRUB does not find: `CONFIG`, its configuration, or `PREFIX`, all of its files (`lostgrub`)."""
 
     def text(self, entries: tuple[Entry, ...]) -> str:
         """The whole grub.cfg. The first entry is the default one; all but it are in a submenu too, as Debian has it."""
@@ -98,4 +102,8 @@ MENUS: Final = {
     "continued": Menu("the same, continued over several lines", more_words=(_LONG,), joint=" \\\n\t\t"),
     "panic": Menu("a default entry without an initramfs: no root, a panic", with_initrd=False),
     "no-init": Menu("a default entry whose init is missing: a panic", more_words=("init=/sbin/nothing",)),
+    "no-config": Menu("no grub.cfg on the disk: GRUB's command line", lost=CONFIG),
+    "wrong-prefix": Menu(
+        "GRUB looks for its files on a partition that is not there: grub rescue", lost=PREFIX
+    ),
 }
