@@ -7,7 +7,7 @@ invariant   a command is entered only when the whole of it stands on the screen;
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from kbridge.boot.dialogue import DRAW, ECHO, MAX_REPAIRS, WINDOW, GaveUp, Note, Press, Until
 from kbridge.boot.recipes import ENTER, KILL_LINE
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from kbridge.boot.recipes import Prompt, Recipe
     from kbridge.boot.sight import Sight
     from kbridge.boot.wishes import Wishes
+
+MAX_ERASED: Final = 80
+"""Keys that erase a character, sent at once: no command of ours is longer."""
 
 
 def command(recipe: Recipe, wishes: Wishes, sight: Sight) -> Dialogue:
@@ -62,7 +65,7 @@ def _pieces(text: str, most: int) -> list[str]:
     return pieces
 
 
-def _at_prompt(sign: str, sight: Sight, typed: str = "") -> bool:
+def at_prompt(sign: str, sight: Sight, typed: str = "") -> bool:
     """Whether the cursor stands behind the sign and what was typed; both may have been drawn twice over each other."""
     shown = sight.typed()
     if shown.startswith(sign) and len(shown) > len(sign) and shown[len(sign) + 1 :] == typed:
@@ -75,21 +78,24 @@ def drawn_twice(sign: str, shown: str) -> bool:
     return shown.rstrip() == sign * 2
 
 
-def type_in(sign: str, text: str, sight: Sight) -> Dialogue:
-    """Type a command without its end, seen as it is echoed."""
+def type_in(sign: str, text: str, sight: Sight, *, erase: bytes = b"") -> Dialogue:
+    """Type a command without its end, seen as it is echoed.
+
+    ``erase`` erases a character, where no key erases the line.
+    """
     # Who draws twice may read twice too: keys then come out of order, but one at a time they cannot.
     one = drawn_twice(sign, sight.typed())
     for repairs in range(MAX_REPAIRS):
-        if not _at_prompt(sign, sight):
-            yield Press(KILL_LINE)
-            if not (yield Until(_at_prompt, ECHO, (sign, sight))):
+        if not at_prompt(sign, sight):
+            yield Press(erase * min(len(sight.typed()), MAX_ERASED) or KILL_LINE)
+            if not (yield Until(at_prompt, ECHO, (sign, sight))):
                 continue
         typed = ""
         while typed != text:
             chunk = text[len(typed) : len(typed) + (1 if one or repairs else WINDOW)]
             typed += chunk
             yield Press(chunk.encode("ascii", "replace"))
-            if not (yield Until(_at_prompt, ECHO, (sign, sight, typed))):
+            if not (yield Until(at_prompt, ECHO, (sign, sight, typed))):
                 break
         else:
             return
@@ -124,12 +130,14 @@ def tell_twice_drawn(sign: str, text: str, sight: Sight) -> Dialogue:
     )
 
 
-def ask(sign: str, text: str, sight: Sight) -> Generator[Press | Until | Note, bool, list[str]]:
-    """Type a command and return what it printed."""
-    yield from type_in(sign, text, sight)
+def ask(
+    sign: str, text: str, sight: Sight, *, erase: bytes = b"", seconds: float = DRAW
+) -> Generator[Press | Until | Note, bool, list[str]]:
+    """Type a command and return what it printed, within ``seconds``; ``erase`` as in ``type_in``."""
+    yield from type_in(sign, text, sight, erase=erase)
     mark = sight.mark()
     yield Press(ENTER, "Enter")
-    if not (yield Until(_at_prompt, DRAW, (sign, sight))):
+    if not (yield Until(at_prompt, seconds, (sign, sight))):
         raise GaveUp("the boot loader does not answer", f"no prompt came after {text!r}")
     return [line for line in sight.since(mark) if not line.startswith(sign)]
 

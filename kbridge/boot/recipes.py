@@ -113,6 +113,52 @@ class Prompt:
 
 
 @dataclass(frozen=True, slots=True)
+class Disks:
+    """A command line by which a loader's disks can be looked at, where it has lost its configuration."""
+
+    sign: str
+    devices: str
+    """Lists the devices."""
+    names: str
+    """Lists a folder, ``{}``."""
+    root: str
+    """Sets the device, ``{}``, of paths that name none."""
+    prefix: str
+    """Sets the folder, ``{}``, of the loader's own files."""
+    erase: bytes = b""
+    """Erases a character, where no key erases the line."""
+    normal: tuple[str, ...] = ()
+    """Where it is a rescue shell: what makes it the loader, once the prefix is right."""
+
+
+@dataclass(frozen=True, slots=True)
+class ByHand:
+    """How a command line of GRUB's opens a configuration, or starts a kernel without one."""
+
+    before: tuple[str, ...]
+    """What is to be set first: no answer may wait for a key in its midst."""
+    clear: str
+    rows: int
+    """Behind so many rows of answers the screen is cleared: a serial terminal of GRUB's has 24."""
+    variables: str
+    """Prints all variables, a ``name=value`` a line."""
+    describe: str
+    """Prints a device's file system, with its UUID."""
+    uuid: re.Pattern[str]
+    open: str
+    """Reads a configuration and shows its menu."""
+    put: str
+    """Sets the first variable to the second text."""
+    kernel: str
+    initrd: str
+    boot: str
+    specials: re.Pattern[str]
+    """Characters that a word cannot have, because ``put`` or a variable's use would change them."""
+    previous: bytes
+    """Shows the command that was entered last, out of the loader's memory."""
+
+
+@dataclass(frozen=True, slots=True)
 class Recipe:
     """One boot loader, by the name that ``states`` has for it."""
 
@@ -123,6 +169,8 @@ class Recipe:
     editor: Editor | LineEditor | None = None
     terminals: Terminals | None = None
     prompt: Prompt | None = None
+    disks: Disks | None = None
+    by_hand: ByHand | None = None
 
 
 GRUB: Final = Recipe(
@@ -154,6 +202,36 @@ GRUB: Final = Recipe(
         alone="terminal_output {}",
         leave=ESCAPE,
     ),
+    disks=Disks("grub>", devices="ls", names="ls {}", root="set root={}", prefix="set prefix={}"),
+    by_hand=ByHand(
+        before=("set pager=0",),
+        clear="clear",
+        rows=18,
+        variables="set",
+        describe="ls -l ({})",
+        uuid=re.compile(r"\bUUID\s+([0-9A-Fa-f]{4,16}(?:-[0-9A-Fa-f]{4,12}){0,4})(?![0-9A-Fa-f-])"),
+        open="configfile {}",
+        put="set {}='{}'",
+        kernel="linux",
+        initrd="initrd",
+        boot="boot",
+        specials=re.compile(r"[\\'\"*?]"),
+        previous=b"\x10",
+    ),
+)
+
+GRUB_RESCUE: Final = Recipe(
+    "GRUB rescue",
+    wake=ESCAPE,
+    disks=Disks(
+        "grub rescue>",
+        devices="ls",
+        names="ls {}",
+        root="set root={}",
+        prefix="set prefix={}",
+        erase=b"\x08",
+        normal=("insmod normal", "normal"),
+    ),
 )
 
 SYSTEMD_BOOT: Final = Recipe(
@@ -180,7 +258,7 @@ U_BOOT: Final = Recipe(
     ),
 )
 
-RECIPES: Final = {recipe.program: recipe for recipe in (GRUB, SYSTEMD_BOOT, U_BOOT)}
+RECIPES: Final = {recipe.program: recipe for recipe in (GRUB, GRUB_RESCUE, SYSTEMD_BOOT, U_BOOT)}
 
 
 @dataclass(frozen=True, slots=True)
