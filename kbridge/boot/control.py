@@ -26,9 +26,9 @@ from dataclasses import dataclass
 from enum import Enum, StrEnum, auto
 from typing import TYPE_CHECKING, Any, Final
 
-from kbridge.boot import editing, menus, one_row, prompts, shells
+from kbridge.boot import editing, finding, menus, one_row, prompts, shells
 from kbridge.boot.dialogue import GaveUp, Note, Press, Until
-from kbridge.boot.recipes import ESCAPE, PATIENCE, RECIPES, Editor
+from kbridge.boot.recipes import ESCAPE, GRUB, PATIENCE, RECIPES, Editor
 from kbridge.boot.sight import Sight
 from kbridge.boot.states import State
 from kbridge.boot.symptoms import Weight
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping
 
     from kbridge.boot.dialogue import Dialogue
+    from kbridge.boot.recipes import Recipe
     from kbridge.boot.states import Change
     from kbridge.boot.symptoms import Symptom
     from kbridge.boot.wishes import Wishes
@@ -457,6 +458,9 @@ class Machine:
                 self._at_loader(now)
             else:
                 self._talk(self._hold(recipe.wake), self._at_loader, now)
+        elif recipe is not None and recipe.disks is not None and change.state is State.COMMAND:
+            self._met = GRUB.program
+            self._talk(self._by_disks(recipe), self._chosen, now)
         elif recipe is None or (change.state is State.COMMAND and recipe.prompt is None):
             self._fail(
                 now,
@@ -490,6 +494,11 @@ class Machine:
             yield from one_row.edit_one_row(recipe, wishes, sight)
         elif wishes.goal is not Goal.LOADER:
             yield Press(recipe.menu.open, "Enter", boots=True)
+
+    def _by_disks(self, recipe: Recipe) -> Dialogue:
+        """A configuration is opened, which brings a menu; or a kernel is booted without one."""
+        if (yield from finding.find(recipe, self._wishes, self._sight)):
+            yield from self._by_menu(GRUB)
 
     def _hold(self, wake: bytes) -> Dialogue:
         for _ in range(3):
