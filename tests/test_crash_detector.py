@@ -383,6 +383,25 @@ NOW = stamped("eth0: up\n" * 3, start=900.0)
 LONG = "usb 1-1: new device\n" * 900
 
 
+def test_of_a_machine_that_may_have_been_put_back_the_next_stamp_is_of_now() -> None:
+    typed = b"root@web1:~# ./provoke\r\n"
+
+    def doubts(*starts: float, put_back: bool) -> list[str]:
+        detector = Detector()
+        events = detector.feed(stamped(CRASH, start=900.0)) + detector.settle()
+        if put_back:
+            detector.may_be_put_back()
+        for start in starts:
+            events += detector.feed(typed + stamped(CRASH, start=start)) + detector.settle()
+        return [begin.doubt for begin in begins(events)]
+
+    again = "printed again: its time stamps are of before"
+    assert doubts(1.0, 2.0, put_back=False) == ["", again, again]
+    assert doubts(1.0, 2.0, put_back=True) == ["", "", ""]
+    # It was not: its clock goes on, and a log that is shown after that is one.
+    assert doubts(901.0, 1.0, put_back=True) == ["", "", again]
+
+
 def test_a_log_shown_by_an_unknown_command_is_told_by_its_stamps() -> None:
     data = NOW + b"root@web1:~# ./collect\r\nLog:\r\n" + stamped(LONG, start=1.0) + stamped(CRASH)
     assert [begin.doubt for begin in begins(parse(data))] == ["printed again: its time stamps are of before"]

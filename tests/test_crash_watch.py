@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from capture_lab import FakeMachine, fake_guest
+from capture_lab import FakeMachine, controlled_by, fake_guest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.internet.task import Clock
@@ -232,6 +232,41 @@ def test_a_watchdog_and_a_second_death_on_the_next_boot(watched: Watched) -> Non
     watched.panics()
     watched.wait(0.5)
     assert watched.titles == ["watchdog fired", "kernel panic"]
+
+
+def test_a_guest_put_back_to_a_snapshot_lives_and_its_clock_may_fall(watched: Watched) -> None:
+    machine = watched.machine
+    assert machine is not None
+    watched.says((PANIC + END).replace(b"[    8.", b"[   90."))
+    watched.panics()
+    watched.wait(0.5)
+    machine.state = MachineState(RunState.RUNNING, "running")
+    machine.says("machine.resume", ours=False)
+    watched.says(b"/root # ./provoke\r\n" + PANIC + END)
+    watched.wait(0.5)
+    watched.panics()
+    watched.wait(0.5)
+    assert watched.titles == ["kernel panic: sysrq triggered crash"] * 2
+    assert [(one.corrupted, one.hands_off, one.fatal) for one in watched.told] == [("", "", True)] * 2
+    # Of a death after that nothing need be on the console.
+    machine.says("machine.resume", ours=False)
+    watched.panics()
+    watched.wait(0.5)
+    assert watched.titles[2:] == ["kernel panic"]
+
+
+@pytest.mark.parametrize("who", ["the relay", "a debugger"])
+def test_a_guest_that_died_and_is_let_go_by_us_is_dead(watched: Watched, who: str) -> None:
+    machine = watched.machine
+    assert machine is not None
+    if who == "a debugger":
+        watched.guest.relay = controlled_by("ann")
+    watched.panics()
+    watched.wait(0.5)
+    machine.says("machine.resume", ours=who == "the relay")
+    watched.panics()
+    watched.wait(0.5)
+    assert watched.titles == ["kernel panic"]
 
 
 def test_silence_is_told_once_and_only_of_a_guest_that_runs(tmp_path: Path) -> None:

@@ -1,9 +1,10 @@
 """Crashes of a kernel, noticed on its console: bytes in, begins and ends of crashes out.
 
-in: console bytes in any pieces; ``settle`` when nothing came for a while; ``reset`` when the machine started anew.
+in: console bytes in any pieces; ``settle`` when nothing came for a while; ``reset`` when the machine started anew;
+``may_be_put_back`` when it may go on from an earlier moment.
 out: ``CrashBegins`` with its first line, ``CrashEnds`` with its title.
 states: quiet, where only rare bytes are looked for; crash, where each line is read.
-invariants: without ``settle`` and ``reset`` the events depend on the bytes alone, not on how they were cut into pieces;
+invariants: without the last three the events depend on the bytes alone, not on how they were cut into pieces;
 begins and ends take turns; parsing from a crash's begin finds it, parsing from its end does not; memory is bounded.
 
 Quiet text must cost next to nothing, so no pattern is tried on it. Whatever begins a crash has ``G`` or ``#`` in its
@@ -230,6 +231,12 @@ class Detector:
         events = self._told()
         self._begin(self.offset if offset is None else offset)
         return events
+
+    def may_be_put_back(self) -> None:
+        """Say that the machine may have been put back to an earlier moment: what comes next may be stamped so."""
+        # Of the text that came before no stamp is read any more.
+        self._next_sample = max(self._next_sample, _round_up(self.offset))
+        self._clock.may_fall()
 
     def _told(self) -> list[Event]:
         events, self._events = self._events, []

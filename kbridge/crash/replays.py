@@ -48,6 +48,8 @@ class Clock:
         self._shown = -1.0
         """Last, by it or by what prints its lines of before."""
         self._is_printing = False
+        self._may_fall = False
+        """The machine may have been put back: the next stamp says what time it is."""
         self._is_log = False
         """The last command that was typed shows a log."""
         self._begun: deque[str] = deque(maxlen=MOST_BEGUN)
@@ -65,16 +67,21 @@ class Clock:
         """Say that nothing came for a while: what showed a log is done."""
         self._is_log = False
 
+    def may_fall(self) -> None:
+        """Say that the machine may have been put back to an earlier moment, and its clock with it."""
+        self._may_fall = True
+
     def rises(self, time: float) -> None:
         """Take a stamp of a line that is read anyway; what falls is left to the samples."""
         if time >= self._latest:
             self._latest = self._shown = time
-            self._is_printing = False
+            self._is_printing = self._may_fall = False
 
     def passes(self, time: float, text: bytes, place: int) -> None:
         """Take a stamp that came, which stands in ``text`` at ``place``."""
         shown, self._shown = self._shown, time
-        if time >= self._latest:
+        if time >= self._latest or self._may_fall:
+            self._latest = time
             self.rises(time)
         elif time < shown - BACKWARDS:
             # What is printed ends where the stamps are of now again; a machine that starts anew begins a clock.

@@ -252,6 +252,8 @@ class CrashWatch:
                 self._alive()
             case "machine.resume":
                 self._said_at = self._now()
+                if not (event.data.get("ours") or self._is_controlled()):
+                    self._go_on()
             case _:
                 pass
 
@@ -288,6 +290,17 @@ class CrashWatch:
         self._hands_off = ""
         self._boot = self._guest.recorder.ring.head
         self._said_at = self._now()
+
+    def _go_on(self) -> None:
+        """Take a guest that somebody lets go, perhaps from an earlier moment: so a snapshot shows that was loaded."""
+        self._look()
+        self._detector.may_be_put_back()
+        self._is_dead = False
+        self._hands_off = ""
+
+    def _is_controlled(self) -> bool:
+        relay = self._guest.relay
+        return relay is not None and any(one.controls for one in relay.sessions)
 
     def _gone(self) -> None:
         machine = self._guest.machine
