@@ -127,6 +127,26 @@ def test_nothing_of_the_guests_acts_on_a_terminal_or_is_markup(title: str, lines
     json.dumps(as_json(made))
 
 
+def test_a_function_that_calls_itself_is_shown_once() -> None:
+    made = facts()
+    again = Place(0x10, "return", "again", 1, 2, None, (Call("h", "h.h", 1), Call("again", "a.c", 2)))
+    last = Place(0x20, "return", "last", 1, 2)
+    made.processors = (Processor(1, {}, (again,) * 30 + (last,) * 3),)
+    said = [f"[   14.39{number:04}]  again+0x5c/0x91  a.c:2" for number in range(30)]
+    more = ["[   15.0]  last+0x1/0x2", "[   15.0]  last+0x1/0x2", *["[   15.0] Code: 00"] * 9]
+    made.explained = (*said, *more)
+    text = as_markdown(made)
+    shown = (
+        "    h  h.h:1 (inlined)\n    again+0x1/0x2  a.c:2\n    … 29 times more\n" + "    last+0x1/0x2\n" * 3
+    )
+    assert shown in text
+    assert f"    {said[0]}\n    [   14.390000]  … 29 times more\n" in text
+    assert "".join(f"    {line}\n" for line in more) in text
+    # Programs get them all.
+    assert len(as_json(made)["processors"][0]["backtrace"]) == 33
+    assert len(as_json(made)["explained"]) == 41
+
+
 def test_threads_are_listed_with_their_calls() -> None:
     sleeping = TaskStack(
         7, 7, "sh", "sleeping", 1, runs=False, kernel=False, frames=(Place(1, "return", "f", 1, 2),)

@@ -6,8 +6,10 @@ on a terminal.  ``docs/crash-capture.md`` describes the document; ``VERSION`` co
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from itertools import groupby
 from typing import Any, Final
 
 from kbridge.crash.facts import (
@@ -32,6 +34,10 @@ _ORDER: Final = (
     "r14", "r15", "cs", "ss", "cr0", "cr2", "cr3", "cr4", "gs_base", "k_gs_base", "fs_base",
 )  # fmt: skip
 _PER_LINE: Final = 3
+MOST_ALIKE: Final = 3
+"""Frames in a row that are the same, as of a function that calls itself; of more one is shown, and their number."""
+_STAMP: Final = re.compile(r"\[ *\d+\.\d+\](?:\[ *[TC]\d+\])? *")
+_FRAME: Final = re.compile(r"(?:\? )?[\w.]+\+0x[0-9a-f]+/0x[0-9a-f]+")
 _PARTS: Final = {
     "console": "the console's last text",
     "timeline": "the time line",
@@ -242,7 +248,9 @@ def _stood(facts: Facts, guilty: Processor | None) -> Iterator[str]:
     if guilty is None:
         return
     yield ""
-    yield f"## Processor {guilty.number}, which crashed" + ("" if facts.noticed.fatal else ", and went on")
+    yield f"## Processor {guilty.number}, which crashed" + (
+        "" if facts.noticed.fatal else ", when the evidence was taken"
+    )
     yield ""
     yield from _frames(guilty.frames)
     if guilty.problem:
@@ -254,7 +262,7 @@ def _said(facts: Facts) -> Iterator[str]:
         yield ""
         yield "## What the kernel said, explained"
         yield ""
-        yield from _indented(facts.explained, MOST_EXPLAINED)
+        yield from _indented(list(_without_recursion(facts.explained)), MOST_EXPLAINED)
     if facts.last_lines:
         yield ""
         yield "## The console before that" if facts.explained else "## The console's last lines"
@@ -371,13 +379,34 @@ def threads_text(tasks: Sequence[TaskStack]) -> str:
 
 
 def _frames(frames: Iterable[Place]) -> Iterator[str]:
-    for one in frames:
-        mark = "? " if one.trust == "guess" else ""
-        *inlined, outer = one.calls or (None,)
-        for call in inlined:
-            assert call is not None
-            yield f"    {mark}{_clean(call.function or '??')}  {_source(call)} (inlined)"
-        yield f"    {mark}{_clean(one.text)}" + ("" if outer is None else f"  {_source(outer)}")
+    for _, alike in groupby(frames):
+        one, *more = alike
+        shown = list(_frame(one))
+        if len(more) < MOST_ALIKE:
+            yield from shown * (1 + len(more))
+        else:
+            yield from shown
+            yield f"    … {len(more)} times more"
+
+
+def _frame(one: Place) -> Iterator[str]:
+    mark = "? " if one.trust == "guess" else ""
+    *inlined, outer = one.calls or (None,)
+    for call in inlined:
+        assert call is not None
+        yield f"    {mark}{_clean(call.function or '??')}  {_source(call)} (inlined)"
+    yield f"    {mark}{_clean(one.text)}" + ("" if outer is None else f"  {_source(outer)}")
+
+
+def _without_recursion(lines: Iterable[str]) -> Iterator[str]:
+    """Return the kernel's lines, of frames that are the same again and again only one."""
+    for said, alike in groupby(lines, lambda line: _STAMP.sub("", line, count=1).strip()):
+        one, *more = alike
+        if len(more) < MOST_ALIKE or not _FRAME.match(said):
+            yield from (one, *more)
+        else:
+            yield one
+            yield f"{one[: one.find(said)]}… {len(more)} times more"
 
 
 def _source(call: Call) -> str:
