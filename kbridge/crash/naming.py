@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from symbols.module_symbols import ModuleSymbol
     from symbols.unwinding import Frame as StackFrame
 
-TEXT: Final = ("_stext", "_etext")
+TEXTS: Final = (("_stext", "_etext"), ("_sinittext", "_einittext"))
+"""Where code begins and ends: the kernel's, and what it runs while it boots, which start_kernel() never leaves."""
 _FUNCTION: Final = 2
 
 
@@ -81,11 +82,11 @@ class Names:
         self._own = kernel.own.symbols if kernel.own is not None else None
         self.modules = tuple(modules)
         self.explainer = explainer or Explainer(index)
-        self._start, self._end = self._text()
+        self._texts = self._ranges()
 
-    def _text(self) -> tuple[int, int]:
-        found = self.find(*TEXT)
-        return found.get(TEXT[0], 0), found.get(TEXT[1], 0)
+    def _ranges(self) -> tuple[tuple[int, int], ...]:
+        found = self.find(*(name for ends in TEXTS for name in ends))
+        return tuple((found.get(start, 0), found.get(end, 0)) for start, end in TEXTS)
 
     def find(self, *names: str) -> dict[str, int]:
         """Return where symbols of the kernel are in memory; those that it has not are left out."""
@@ -101,13 +102,16 @@ class Names:
 
     def is_code(self, address: int) -> bool:
         """Tell whether an address is in code."""
-        return self._start <= address < self._end or any(one.holds(address) for one in self.modules)
+        return self._is_kernels(address) or any(one.holds(address) for one in self.modules)
+
+    def _is_kernels(self, address: int) -> bool:
+        return any(start <= address < end for start, end in self._texts)
 
     def place(self, address: int, trust: Trust = Trust.EXACT) -> Place:
         """Name an address."""
         # A call may be the last instruction of its function: what is returned to is looked up before.
         looked_up = address - (trust is not Trust.EXACT)
-        if self._start <= looked_up < self._end:
+        if self._is_kernels(looked_up):
             return self._in_kernel(address, looked_up, trust)
         for one in self.modules:
             if one.holds(looked_up):
