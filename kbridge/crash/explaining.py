@@ -55,17 +55,21 @@ def explained(
 
 def _crashed_at(names: Names, said: Sequence[str], function: str | None) -> Place | None:
     """Return the place in the text that the title is about, else where the program counter was."""
-    places = []
+    places, doubtful = [], []
     for line in backtrace.read(said):
-        if line.is_doubtful or line.is_user:
+        if line.is_user:
             continue
         for one in line.places:
             # What compilers made of a function has its name and more.
             if one.name.partition(".")[0] == function:
-                return names.told(one)
-            if line.segment is not None or line.is_frame:
+                if not line.is_doubtful:
+                    return names.told(one)
+                doubtful.append(one)
+            elif not line.is_doubtful and (line.segment is not None or line.is_frame):
                 places.append(one)
-    return names.told(places[0]) if places else None
+    # Of a jump to where no function is, the kernel doubts all frames: who jumped is among them.
+    found = doubtful or places
+    return names.told(found[0]) if found else None
 
 
 def _disassembled(
