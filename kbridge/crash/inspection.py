@@ -138,7 +138,8 @@ class Inspection:
             banner=banner.strip(),
             release="" if release is None else release[1],
             command_line=line.strip(),
-            seconds=float(stamps[-1]) if stamps else None,
+            # The clock of a processor that hangs stands still, and what it says comes last.
+            seconds=max(map(float, stamps), default=None),
         )
 
     async def _walk_all(self, processors: Sequence[Mapping[str, int]]) -> list[Trace]:
