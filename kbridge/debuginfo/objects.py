@@ -25,7 +25,6 @@ from twisted.logger import Logger
 
 from gdbstubs.modes import Mode
 from kbridge.debuginfo import kept_files
-from kbridge.debuginfo.fetching import Fetcher
 from kbridge.debuginfo.finders import link_debug_file
 from kbridge.debuginfo.kernel import GuestKernel, Kernel, Memory, Unwind
 from kbridge.debuginfo.mapping import mapped
@@ -41,6 +40,7 @@ if TYPE_CHECKING:
 
     from kbridge.debuginfo.claims import Claims
     from kbridge.debuginfo.debuginfod import Debuginfod
+    from kbridge.debuginfo.fetching import Fetcher
     from kbridge.debuginfo.finders import Finder
     from symbols.elf import Image
     from symbols.model import BuildId, Module
@@ -120,7 +120,7 @@ class DebuggerObjects:
         self._servers = servers
         self._sink = sink
         self._seen: Sighting | None = None
-        self._fetcher = None if servers is None else Fetcher(reactor, guest, servers, self._came)
+        self._fetcher = None if servers is None else self._fetching(servers)
         self._wanted: BuildId | None = None
         """The kernel that was asked for last."""
         self._told: OrderedDict[str, _Told] = OrderedDict()
@@ -132,6 +132,12 @@ class DebuggerObjects:
     def _in_thread(self, work: Callable[[], Any]) -> Awaitable[Any]:
         found: Deferred[Any] = deferToThreadPool(self._reactor, self._reactor.getThreadPool(), work)
         return found
+
+    def _fetching(self, servers: Debuginfod) -> Fetcher:
+        # It loads Twisted's HTTP and TLS, which takes longer than to find a kernel in an image.
+        from kbridge.debuginfo.fetching import Fetcher  # noqa: PLC0415
+
+        return Fetcher(self._reactor, self._guest, servers, self._came)
 
     def ask(self, session: str, kind: str, key: str, done: Callable[[bytes | None], None]) -> None:
         """Answer a session's question, now or later, once."""
