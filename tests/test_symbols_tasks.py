@@ -20,7 +20,7 @@ FRAME = ("r15", "r14", "r13", "r12", "bx", "bp", "ret_addr")
 SIZE = 0x100
 
 
-def types(**left_out: str) -> Btf:
+def type_bytes(**left_out: str) -> bytes:
     made = Types()
     word, long, byte = made.integer("int", 4), made.integer("long", 8), made.integer("char", 1)
     pointer = made.pointer()
@@ -36,7 +36,11 @@ def types(**left_out: str) -> Btf:
     made.struct("signal_struct", 0x20, [("thread_head", node, 8)])
     made.struct("mm_struct", 0x20, [("pgd", pointer, 0x10)])
     made.struct("inactive_task_frame", 56, [(name, long, 8 * n) for n, name in enumerate(FRAME)])
-    return Btf(made.data())
+    return made.data()
+
+
+def types(**left_out: str) -> Btf:
+    return Btf(type_bytes(**left_out))
 
 
 LAYOUT = tasks.layout(types())

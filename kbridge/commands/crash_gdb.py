@@ -97,12 +97,13 @@ def _serve(
     from twisted.internet import reactor as installed  # noqa: PLC0415
 
     from kbridge.crash.core_relay import CoreRelay  # noqa: PLC0415
-    from kbridge.debuginfo import kept_files  # noqa: PLC0415
+    from kbridge.debuginfo import kept_files, layouts  # noqa: PLC0415
     from kbridge.debuginfo.finders import Finder  # noqa: PLC0415
 
     # Typed as a module by what installs it.
     reactor: Any = installed
-    relay = CoreRelay(reactor, core, name, Finder(vmlinux, folders), links, kept_files.folder())
+    finder = Finder(vmlinux, folders, layouts=layouts.folder())
+    relay = CoreRelay(reactor, core, name, finder, links, kept_files.folder())
     relay.start(place, listening)
 
     def wait() -> None:

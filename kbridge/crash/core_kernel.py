@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from kbridge.debuginfo.kernel import MOST_TYPES_BYTES
+from kbridge.debuginfo.layouts import Types
 from kbridge.debuginfo.mapping import mapped
 from kbridge.errors import KbridgeError
 from symbols import elf, tasks
-from symbols.btf import Btf
 from symbols.errors import SymbolError
 from symbols.reads import Read
 from symbols.tasks import Task
@@ -64,8 +64,10 @@ async def begin(memory: CoreMemory, guest: GuestKernel, in_thread: InThread) -> 
         return Beginning(None, None, f"no kernel is found: {error}")
 
 
-async def read_tasks(memory: CoreMemory, begun: Beginning, in_thread: InThread) -> Tasks:
-    """List the tasks.  Never raises what a file or a memory can be the cause of."""
+async def read_tasks(
+    memory: CoreMemory, begun: Beginning, in_thread: InThread, layouts: Path | None = None
+) -> Tasks:
+    """List the tasks; their layout is kept in a folder.  Never raises what a file or a memory can be the cause of."""
     kernel = begun.kernel
     if kernel is None:
         return Tasks((), begun.problem)
@@ -74,7 +76,7 @@ async def read_tasks(memory: CoreMemory, begun: Beginning, in_thread: InThread) 
         if tasks.INIT_SYMBOL not in places:
             raise tasks.TasksError(f"the kernel's symbols do not tell where {tasks.INIT_SYMBOL} is")
         types = _types_in_memory(memory, places) if kernel.path is None else None
-        where = await in_thread(lambda: _layout(kernel.path, types))
+        where = await in_thread(lambda: _layout(kernel.path, types, layouts))
         return Tasks(memory.search(tasks.read(where, places[tasks.INIT_SYMBOL])), "")
     except (SymbolError, KbridgeError, OSError, ValueError) as error:
         return Tasks((), f"tasks are not shown: {error}")
@@ -97,7 +99,7 @@ def _types_in_memory(memory: CoreMemory, places: Mapping[str, int]) -> bytes:
     return b"".join(memory.read(at, min(_PIECE, stop - at)) for at in range(start, stop, _PIECE))
 
 
-def _layout(path: Path | None, types: bytes | None) -> tasks.TaskLayout:
+def _layout(path: Path | None, types: bytes | None, layouts: Path | None) -> tasks.TaskLayout:
     if types is None:
         assert path is not None, "types are in memory, or in a file"
         with mapped(path) as image:
@@ -106,7 +108,7 @@ def _layout(path: Path | None, types: bytes | None) -> tasks.TaskLayout:
                 raise _no_types()
             elf.check_inside(image, section)
             types = image[section.offset : section.offset + section.size]
-    return tasks.layout(Btf(types))
+    return Types(types, layouts).layout(tasks.TaskLayout, tasks.layout)
 
 
 def _no_types() -> tasks.TasksError:

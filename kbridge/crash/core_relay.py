@@ -67,6 +67,7 @@ class CoreRelay:
         self._core = core
         self._name = name
         self._memory = CoreMemory(core)
+        self._layouts = finder.layouts
         self._kernel = GuestKernel(self._memory, finder, self._in_thread)
         self._objects = DebuggerObjects(
             reactor, name, self._memory, finder, links, kernel=self._kernel, kept=kept
@@ -129,7 +130,7 @@ class CoreRelay:
     async def _complete(self) -> None:
         assert self._begun is not None
         assert self._threads is not None
-        self._tasks = found = await read_tasks(self._memory, self._begun, self._in_thread)
+        self._tasks = found = await read_tasks(self._memory, self._begun, self._in_thread, self._layouts)
         try:
             self._threads.complete(self._core, found.tasks, self._memory.tables)
         except ImageError as error:

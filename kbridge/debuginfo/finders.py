@@ -16,13 +16,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain, islice
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
+from kbridge.debuginfo.layouts import Types
 from kbridge.debuginfo.mapping import mapped
 from kbridge.debuginfo.notes import Notes, build_id_of
 from kbridge.debuginfo.separate import name_of
 from symbols import elf, modules, orc
-from symbols.btf import Btf, BtfError
+from symbols.btf import BtfError
 from symbols.elf import Image
 from symbols.errors import SymbolError
 from symbols.kaslr import BREAKPOINT_SYMBOL, DIVIDE_ERROR_SYMBOL, Linked
@@ -30,7 +31,10 @@ from symbols.model import BuildId
 from symbols.modules import LIST_SYMBOL, ModuleLayout
 from symbols.orc import OrcLayout
 
-_Result = TypeVar("_Result")
+if TYPE_CHECKING:
+    from symbols.btf import Btf
+
+_Layout = TypeVar("_Layout", ModuleLayout, OrcLayout)
 
 KERNELS: Final = (
     "vmlinux",
@@ -62,8 +66,11 @@ class KernelFile:
     """Of ``struct orc_entry``; likewise."""
 
 
-def read_kernel(path: Path) -> KernelFile:
-    """Read what a kernel's file says of itself.  Raises ``SymbolError``, ``OSError``, ``ValueError``."""
+def read_kernel(path: Path, layouts: Path | None = None) -> KernelFile:
+    """Read what a kernel's file says of itself; layouts are kept in a folder.
+
+    Raises ``SymbolError``, ``OSError``, ``ValueError``.
+    """
     with mapped(path) as image:
         build_id = elf.build_id(image)
         by_name = {section.name: section for section in elf.sections(image)}
@@ -75,7 +82,7 @@ def read_kernel(path: Path) -> KernelFile:
         where, unwinding = None, None
         if types is not None and types.kind != elf.SHT_NOBITS:
             elf.check_inside(image, types)
-            where, unwinding = read_layouts(image[types.offset : types.offset + types.size])
+            where, unwinding = read_layouts(image[types.offset : types.offset + types.size], layouts)
     linked = Linked(
         build_id,
         notes.address,
@@ -87,26 +94,23 @@ def read_kernel(path: Path) -> KernelFile:
 
 
 @lru_cache(maxsize=MOST_KERNELS)
-def _read_once(path: Path, real: str, size: int, time_ns: int) -> KernelFile:
+def _read_once(path: Path, layouts: Path | None, real: str, size: int, time_ns: int) -> KernelFile:
     """Read a kernel's file, once for all guests that have it: the other parameters tell one from another."""
-    return read_kernel(path)
+    return read_kernel(path, layouts)
 
 
-def read_layouts(types: bytes) -> tuple[ModuleLayout | None, OrcLayout | None]:
-    """Return the layouts that a kernel's types tell, None for what they do not.
+def read_layouts(types: bytes, kept: Path | None = None) -> tuple[ModuleLayout | None, OrcLayout | None]:
+    """Return the layouts that a kernel's types tell, None for what they do not; they are kept in a folder.
 
     Names are worth having without modules and unwinding, which say so where they are asked for.
     """
-    try:
-        known = Btf(types)
-    except BtfError:
-        return None, None
-    return _layout(modules.layout, known), _layout(orc.layout, known)
+    known = Types(types, kept)
+    return _layout(known, ModuleLayout, modules.layout), _layout(known, OrcLayout, orc.layout)
 
 
-def _layout(read: Callable[[Btf], _Result], known: Btf) -> _Result | None:
+def _layout(known: Types, kind: type[_Layout], read: Callable[[Btf], _Layout]) -> _Layout | None:
     try:
-        return read(known)
+        return known.layout(kind, read)
     except BtfError:
         return None
 
@@ -129,8 +133,18 @@ def link_debug_file(folder: Path, build_id: BuildId, path: Path, image: Image) -
 class Finder:
     """The files of one guest: ``vmlinux`` if one is configured, then what ``folders`` have, in their order."""
 
-    def __init__(self, vmlinux: Path | None, folders: Sequence[Path], remembered: Path | None = None) -> None:
-        """Look nowhere yet; ``remembered`` is a folder for what is learnt of the build-ids in ``folders``."""
+    def __init__(
+        self,
+        vmlinux: Path | None,
+        folders: Sequence[Path],
+        remembered: Path | None = None,
+        layouts: Path | None = None,
+    ) -> None:
+        """Look nowhere yet; ``remembered`` is a folder for what is learnt of the build-ids in ``folders``.
+
+        ``layouts``: one for those of kernels, None where they are read out of the types each time.
+        """
+        self.layouts = layouts
         self._vmlinux = vmlinux
         self._folders = tuple(folders)
         self._notes = [
@@ -185,7 +199,7 @@ class Finder:
         key = str(path.resolve()), status.st_size, status.st_mtime_ns
         known = self._kernels.get(key)
         if known is None:
-            known = self._kernels[key] = _read_once(path, *key)
+            known = self._kernels[key] = _read_once(path, self.layouts, *key)
         return known
 
     def _kernel_paths(self) -> Iterator[Path]:

@@ -183,7 +183,7 @@ class GuestKernel:
         if build_id is None:
             raise SymbolError("the kernel in memory has no build-id where its symbols say that it is")
         types = await self._range(names, "__start_BTF", "__stop_BTF")
-        layout, unwinding = await self._in_thread(partial(read_layouts, types))
+        layout, unwinding = await self._in_thread(partial(read_layouts, types, self._finder.layouts))
         unwind = None
         if unwinding is not None:
             entries = await self._range(names, orc.START, orc.STOP)
