@@ -1,6 +1,7 @@
 """gdb on a memory image: a relay for it in this process, for as long as gdb runs.
 
-gdb is started first, and finds a socket that listens: it begins while the relay is still being loaded.
+gdb is started first, and finds a socket that listens: it begins while the relay is still being loaded, and while the
+index that an earlier gdb made of the kernel's DWARF is looked at.
 """
 
 from __future__ import annotations
@@ -18,7 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 from kbridge.commands.gdb_command import gdb_arguments
 from kbridge.crash.core_file import CoreFile
+from kbridge.debuginfo import gdb_indexes
+from kbridge.debuginfo.gdb_indexes import GdbIndex
 from kbridge.errors import KbridgeError
+from symbols import vmcoreinfo
+from symbols.errors import SymbolError
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -43,8 +48,9 @@ def run_gdb(
         closing(CoreFile.open(path)) as core,
         tempfile.TemporaryDirectory(prefix="kbridge-") as folder,
     ):
-        place, links = Path(folder, "gdb"), Path(folder, "debug")
+        place, links, indexes = Path(folder, "gdb"), Path(folder, "debug"), Path(folder, "index")
         links.mkdir()
+        indexes.mkdir()
         listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         # The folder is its owner's alone.
         listening.bind(str(place))
@@ -53,12 +59,28 @@ def run_gdb(
             "debug_dirs": [*map(str, folders), str(links)],
             "vmlinux": None if vmlinux is None else str(vmlinux),
         }
+        index = _index(core, Path(found), indexes)
+        command = [found, *index.arguments] if index is not None else [found]
+        command += [*gdb_arguments(status, str(place)), *arguments]
         ended_by: list[int] = []
-        with _running([found, *gdb_arguments(status, str(place)), *arguments], ended_by) as process:
-            _serve(process, core, name, vmlinux, folders, place, listening, links)
+        with _running(command, ended_by) as process:
+            lending = threading.Thread(target=(lambda: None) if index is None else index.lend)
+            lending.start()
+            _serve(process, core, name, vmlinux, folders, place, listening, links, lending)
+        if index is not None:
+            index.keep()
     # As a shell tells it; gdb itself ends with 0 when it is told to.
     number = ended_by[0] if ended_by else -process.returncode
     return 128 + number if number > 0 else process.returncode
+
+
+def _index(core: CoreFile, program: Path, session: Path) -> GdbIndex | None:
+    """Return the index for the kernel of which an image says that it is; None where it does not."""
+    try:
+        build_id = vmcoreinfo.parse(core.head.vmcoreinfo() or b"").build_id
+    except SymbolError:
+        return None
+    return None if build_id is None else GdbIndex(gdb_indexes.folder(), program, build_id, session)
 
 
 @contextmanager
@@ -91,8 +113,9 @@ def _serve(
     place: Path,
     listening: socket.socket,
     links: Path,
+    lending: threading.Thread,
 ) -> None:
-    """Serve the image for as long as a program runs."""
+    """Serve the image for as long as a program runs, once what is lent to it is there."""
     # It takes the time in which gdb begins.
     from twisted.internet import reactor as installed  # noqa: PLC0415
 
@@ -104,6 +127,7 @@ def _serve(
     reactor: Any = installed
     finder = Finder(vmlinux, folders, layouts=layouts.folder())
     relay = CoreRelay(reactor, core, name, finder, links, kept_files.folder())
+    lending.join()
     relay.start(place, listening)
 
     def wait() -> None:
