@@ -232,6 +232,12 @@ class Exchange:
         self.sharing.stub_connected(running=running)
         self._flush(now)
 
+    def leave_standing(self, now: float) -> None:
+        """Let the guest stand on when the last session leaves: it stood before anybody attached."""
+        self.client.now = now
+        self.sharing.leave_standing()
+        self._flush(now)
+
     def stub_failed(self, words: str, now: float) -> None:
         """Take note that the stub could not be reached."""
         self.client.now = now

@@ -191,6 +191,12 @@ class Sharing:
         self._write_journal()
         self.client.connected(self._greeted, running=running)
 
+    def leave_standing(self) -> None:
+        """Let the guest stand on when the last session leaves: it stood before anybody attached."""
+        if self.phase is Phase.ATTACHED:
+            self._run_after = False
+            self._write_journal()
+
     def guest_runs(self) -> None:
         """Take note that the stub was not connected to because the guest runs, as ``ConnectStub`` asked."""
         if self.phase is not Phase.CONNECTING:

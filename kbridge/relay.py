@@ -70,6 +70,8 @@ MACHINE_SECONDS: Final = 3.0
 
 STANDS_SECONDS: Final = 0.5
 """How soon a kernel that stands in kgdb answers; software emulation takes a few milliseconds."""
+UNBROKEN_SECONDS: Final = 2.0
+"""The same, where it is not broken into if it does not: a machine under load takes its time."""
 LOOK_SECONDS: Final = 0.02
 
 Sink = Callable[[str, Mapping[str, Any]], None]
@@ -122,6 +124,8 @@ class Relay:
         self._tap = tap
         self._break_in = break_in
         self._breaking_in = False
+        self._may_break_in = True
+        """Whether the stub is connected to for somebody for whom a running kernel may be stopped."""
         self._journal_path = journal_path
         self._start_stub = start_stub
         self._stub_started = False
@@ -287,15 +291,25 @@ class Relay:
         """Who speaks at the stub."""
         return self._exchange.client.dialect
 
-    def open_session(self, name: str, *, observes: bool = False) -> tuple[str, socket.socket]:
+    def open_session(
+        self, name: str, *, observes: bool = False, breaks_in: bool = True
+    ) -> tuple[str, socket.socket]:
         """Return the name and the debugger's end of a new session, for what this process does itself.
 
-        It is one like any other, and closed at once if there are too many.
+        It is one like any other, and closed at once if there are too many.  Without ``breaks_in`` it is refused by a
+        running kernel whose own stub this is.
         """
+        if self.is_away:
+            self._may_break_in = breaks_in
         ours, theirs = socket.socketpair()
         name = self._unique(name)
         self._accepted(theirs, observes=observes, name=name)
         return name, ours
+
+    def leave_standing(self) -> None:
+        """Let the guest stand on when those who are attached leave: it stood before they came."""
+        self._exchange.leave_standing(self._now())
+        self._execute()
 
     def _accepted_observer(self, connection: socket.socket) -> None:
         self._accepted(connection, observes=True)
@@ -577,8 +591,12 @@ class Relay:
     async def _enter_stub(self) -> None:
         """Break into a guest whose stub takes no interrupt, unless it stands there already."""
         try:
-            if await self._entered(STANDS_SECONDS):
+            if await self._entered(STANDS_SECONDS if self._may_break_in else UNBROKEN_SECONDS):
                 return
+            if not self._may_break_in:
+                raise GuestError(
+                    f"{self._guest} was not broken into", why="its kernel runs, and is not to be stopped"
+                )
             if self._break_in is None:
                 raise GuestError(
                     f"{self._guest} runs, and its stub takes no interrupt", todo="set `break_in`"
@@ -591,6 +609,7 @@ class Relay:
             self._execute()
         finally:
             self._breaking_in = False
+            self._may_break_in = True
 
     async def _entered(self, seconds: float) -> bool:
         """Wait until the stub has said that the guest stands, or is gone."""
