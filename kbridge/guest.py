@@ -263,6 +263,18 @@ class Guest:
             self._breaks.press(sysrq.encode("ascii"))
         return way
 
+    async def past_more(self) -> None:
+        """Bring kdb to its prompt where it waits at a full screen; raises ``LineError``."""
+        if self._shared is not None:
+            ring = self.recorder.ring
+            start = max(ring.oldest, ring.head - kdb.TAIL_BYTES)
+            await kdb.past_more(self._reactor, self._shared, ring.read(start, kdb.TAIL_BYTES) or b"")
+
+    @property
+    def at_kdb(self) -> bool:
+        """Whether its kernel waits at kdb's prompt on the console."""
+        return self._shared is not None and self._shared.at_prompt and not self._shared.is_attended
+
     async def enter_kdb(self, by: str) -> BreakInWay | None:
         """Bring the kernel to kdb's prompt on the console; returns the way that led in, None where it stood already.
 

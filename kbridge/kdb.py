@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 PROMPT_SECONDS: Final = 3.0
 """How long kdb may take to print its greeting; at 9600 baud it takes a quarter of a second."""
 LOOK_SECONDS: Final = 0.02
+TAIL_BYTES: Final = 1 << 14
+"""What kdb prints between its greeting and the first full screen, and more."""
+_GREETING: Final = b"Entering kdb"
+_MORE: Final = b"\nmore> "
 
 
 class KdbLine(Protocol):
@@ -49,6 +53,24 @@ class KdbLine(Protocol):
 
     def let_go(self) -> None:
         """Have a kernel that stands run; raises ``LineError``."""
+
+    def press(self, key: bytes) -> None:
+        """Send a key that no user typed; raises ``LineError``."""
+
+
+async def past_more(reactor: Any, line: KdbLine, said: bytes) -> None:
+    """Have kdb go on to its prompt where it waits for a key at a full screen; it answers no debugger there.
+
+    ``said``: the end of what the console said.  An oops is longer than the 24 lines that kdb takes for a screen
+    (kernel/debug/kdb/kdb_io.c, ``vkdb_printf``; ``q`` leaves the rest out).  Returns once the prompt is there, or after
+    ``PROMPT_SECONDS``.  Raises ``LineError``.
+    """
+    if line.is_attended or not said.endswith(_MORE) or _GREETING not in said[-TAIL_BYTES:]:
+        return
+    line.press(b"q")
+    end = reactor.seconds() + PROMPT_SECONDS
+    while not line.at_prompt and reactor.seconds() < end:
+        await deferLater(reactor, LOOK_SECONDS)
 
 
 async def to_prompt(reactor: Any, guest: str, line: KdbLine, ways: BreakIn) -> BreakInWay | None:
