@@ -88,12 +88,15 @@ class Bridge:
         *arguments: str,
         more: str = "",
         monitor: bool = True,
+        reached: str | None = None,
     ) -> None:
         self.dir = Path(tempfile.mkdtemp(prefix="kb-"))
         self._start_guest = start_guest
         self._arguments = arguments
         self._more = more
-        self._has_monitor = monitor
+        self._has_monitor = monitor and reached is None
+        self._reached = reached
+        """By what the relay reaches the guest, as configured; None: by its monitor, or its stub."""
         self._is_stopped = "--stopped" in arguments
         """Whether the guest waits before its first instruction for somebody to let it go."""
         self.relay: subprocess.Popen[bytes] | None = None
@@ -109,6 +112,8 @@ class Bridge:
         reached_by = (
             f'qmp = "{self.guest["qmp"]}"\n' if self._has_monitor else f'stub = "{self.guest["stub"]}"\n'
         )
+        if self._reached is not None:
+            reached_by = self._reached
         config.write_text(
             f'[relay]\nstate_dir = "{self.dir}/state"\nruntime_dir = "{self.dir}/run"\n[guests.web1]\n'
             f'{reached_by}console = "{self.guest["console"]}"\n'

@@ -99,6 +99,19 @@ class OneLineCrashing(Crashing):
         )
 
 
+class KgdbOnly(Crashing):
+    """A guest of which the relay has nothing but its console, with kgdb and kdb on it."""
+
+    def __init__(self, start_guest: Callable[..., dict[str, Any]], more: str = "") -> None:
+        super().__init__(
+            start_guest,
+            "--append",
+            "kbridge.tick=0.2 kgdboc=ttyS0",
+            more=f'stub = "kgdb"\ncrash_quiet_seconds = 0.5\n{more}',
+            reached="break_in = []\n",
+        )
+
+
 def functions(frames: list[dict[str, Any]]) -> list[str]:
     """The functions of a backtrace, inlined ones too, guesses left out."""
     found: list[str] = []

@@ -7,6 +7,7 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kbridge.crash.evidence_kgdb import processor
 from kbridge.crash.facts import (
     Call,
     Facts,
@@ -196,6 +197,27 @@ def test_nobody_takes_a_guest_from_its_controller_and_who_paused_lets_go(
         assert after(crash(fatal=fatal_, hands_off=hands), how, inside)[0] is expected
     elif not fatal_:
         assert what is (After.RESUME if paused else After.NOTHING)
+
+
+@given(st.booleans(), st.booleans(), st.sampled_from(OnCrash))
+def test_a_guest_of_which_there_is_only_kgdb_is_left_to_it(
+    fatal_: bool, controlled: bool, how: OnCrash
+) -> None:
+    held = Standing(paused_by_us=False, controlled=controlled, has_machine=False, stub_inside=True, held=True)
+    what, words = after(crash(fatal=fatal_), how, held)
+    assert what is After.NOTHING
+    if controlled:
+        assert words == "as it was: it has no machine monitor"
+    elif fatal_ and how is not OnCrash.RESUME:
+        assert words.startswith("left in its kernel's debugger")
+    else:
+        assert words in ("went on", "resumed, by its kernel's debugger")
+
+
+def test_the_processors_of_kgdb_are_its_shadows() -> None:
+    for number in (0, 1, 255, 8191):
+        assert processor(-2 - number) == processor(-2 - number & 0xFFFF_FFFF) == number
+    assert [processor(one) for one in (-1, 0, 1, 42, 0x7FFF_FFFF, 0xFFFF_FFFF, -9000)] == [None] * 7
 
 
 def test_a_loop_is_kept_in_full_at_first_and_again_after_an_hour() -> None:

@@ -31,7 +31,8 @@ from kbridge.config import StubDialect
 from kbridge.console.timeline import TIMELINE_NAME, old_path
 from kbridge.crash import policy, report
 from kbridge.crash.detector import CrashEnds
-from kbridge.crash.evidence import StubEvidence, open_evidence
+from kbridge.crash.evidence import NAME, StubEvidence, open_evidence
+from kbridge.crash.evidence_kgdb import KgdbEvidence, open_kgdb
 from kbridge.crash.explaining import last_crash
 from kbridge.crash.facts import (
     Facts,
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from kbridge.crash.evidence import Evidence
     from kbridge.crash.facts import Noticed
     from kbridge.crash.store import Bundle
+    from kbridge.debuginfo.claims import Claims
     from kbridge.guest import Guest
 
 STAND_SECONDS: Final = 10.0
@@ -63,6 +65,8 @@ NAMES_SECONDS: Final = 60.0
 """For backtraces: an index that is not kept yet is made for them."""
 MEMORY_SECONDS: Final = 30.0
 """For what is read of memory after them."""
+SLOW_SECONDS: Final = 120.0
+"""For each part that is read over a serial line."""
 IMAGE_SECONDS: Final = 1800.0
 IMAGE: Final = "vmcore"
 GDB_SECONDS: Final = 60.0
@@ -107,6 +111,8 @@ class Capture:
         self._evidence: Evidence | None = None
         self._inspection: Inspection | None = None
         self._paused = False
+        self._was_at_kdb = False
+        self._memory_seconds = MEMORY_SECONDS
         folders = (*guest.config.debug_dirs, *desk.debug_dirs())
         self.facts = Facts(
             "", guest.name, noticed, policy=guest.config.on_crash.value, debug_dirs=tuple(map(str, folders))
@@ -178,20 +184,42 @@ class Capture:
         """See to it that the guest stands; False where it cannot be looked at, which the parts then say."""
         try:
             await self._limited(self._stop(), STAND_SECONDS)
-            self._evidence = await self._limited(open_evidence(self._guest, self._reactor), STAND_SECONDS)
+            self._evidence, claims = await self._open()
             self._inspection = Inspection(
-                self._evidence, self._guest.finder, self._desk.library, self._in_thread, self.facts
+                self._evidence,
+                self._guest.finder,
+                self._desk.library,
+                self._in_thread,
+                self.facts,
+                claims=claims,
             )
         except (KbridgeError, OSError) as error:
             self._miss(str(error))
             return False
         return True
 
+    async def _open(self) -> tuple[Evidence, Claims | None]:
+        """Open what the guest is looked into by, and what is said of where its kernel is, if that is needed."""
+        guest, relay = self._guest, self._guest.relay
+        if guest.machine is not None or relay is None or not relay.is_kernels_own:
+            return await self._limited(open_evidence(guest, self._reactor), STAND_SECONDS), None
+        await self._limited(guest.past_more(), STAND_SECONDS)
+        self._was_at_kdb = guest.at_kdb
+        self._memory_seconds = SLOW_SECONDS
+        is_asked = self._noticed.how is How.HAND
+        stays = is_asked or (self._noticed.fatal and guest.config.on_crash is not policy.OnCrash.RESUME)
+        work = open_kgdb(guest, relay, self._reactor, breaks_in=is_asked, stays=stays)
+        evidence = await self._limited(work, SLOW_SECONDS)
+        return evidence, evidence.claims
+
     async def _stop(self) -> None:
         machine, facts = self._guest.machine, self.facts
         facts.controlled_by = self._controller()
         if self._noticed.hands_off:
             raise GuestError("it was not touched", why=self._noticed.hands_off)
+        if machine is None and self._guest.relay is not None and self._guest.relay.is_kernels_own:
+            # Whether it stands only its stub tells, which is asked next.
+            return
         if machine is None or not machine.connected:
             problem = "" if machine is None else machine.problem
             raise GuestError(
@@ -210,14 +238,18 @@ class Capture:
         return None if relay is None else next((one.name for one in relay.sessions if one.controls), None)
 
     async def _take_quick(self) -> None:
-        await self._part("registers", self._registers(), QUICK_SECONDS, "registers.json")
-        await self._part("backtraces", self._backtraces(), NAMES_SECONDS)
+        is_slow = isinstance(self._evidence, KgdbEvidence)
+        await self._part(
+            "registers", self._registers(), SLOW_SECONDS if is_slow else QUICK_SECONDS, "registers.json"
+        )
+        await self._part("backtraces", self._backtraces(), SLOW_SECONDS if is_slow else NAMES_SECONDS)
 
     async def _take_rest(self) -> None:
-        await self._part("modules", self._modules(), MEMORY_SECONDS)
-        await self._part("dmesg", self._dmesg(), MEMORY_SECONDS, "dmesg.txt")
+        seconds = self._memory_seconds
+        await self._part("modules", self._modules(), seconds)
+        await self._part("dmesg", self._dmesg(), seconds, "dmesg.txt")
         self._write_report()
-        await self._part("tasks", self._tasks(), MEMORY_SECONDS, "threads.txt")
+        await self._part("tasks", self._tasks(), seconds, "threads.txt")
         if "gdb" in self.facts.parts:
             self._write_report()
             await self._part("gdb", self._gdb(), GDB_SECONDS, "gdb.txt")
@@ -254,7 +286,10 @@ class Capture:
         if program is None:
             raise GuestError("there is no gdb", todo="apt-get install gdb")
         if guest.relay is None or not isinstance(self._evidence, StubEvidence):
-            raise GuestError("gdb was not asked", why="the guest has no debug stub that it could work on")
+            why = "the guest has no debug stub that it could work on"
+            if isinstance(self._evidence, KgdbEvidence):
+                why = "the stub is the kernel's own, and its line too slow for it"
+            raise GuestError("gdb was not asked", why=why)
         folders = [*self.facts.debug_dirs, debug_links(guest.state_dir)]
         gdb = await gdbmi.start(self._reactor, program, ["-nx"])
         try:
@@ -293,19 +328,34 @@ class Capture:
     async def _leave(self) -> None:
         """Let go of the guest, then do with it what is configured."""
         self.close()
+        held = False
         if self._evidence is not None:
             try:
                 await self._limited(self._evidence.close(), STAND_SECONDS)
             except KbridgeError as error:
                 self._log.warn("{guest}: {error}", guest=self._guest.name, error=str(error))
+        if isinstance(self._evidence, KgdbEvidence):
+            held = True
+            self.facts.read_bytes = self._evidence.bytes_read
+            await self._back_to_kdb()
         if self._paused and self._guest.machine is not None:
             try:
                 # A pause that was answered too late is one all the same.
                 await self._limited(self._guest.machine.query(), STAND_SECONDS)
             except KbridgeError as error:
                 self._log.warn("{guest}: {error}", guest=self._guest.name, error=str(error))
-        self.facts.outcome = await carry_out(self._guest, self._noticed, paused=self._paused)
+        self.facts.outcome = await carry_out(self._guest, self._noticed, paused=self._paused, held=held)
         self._paused = self.facts.paused = False
+
+    async def _back_to_kdb(self) -> None:
+        """Show kdb's prompt again to those at the console who had it before kgdb was asked."""
+        stays = self._noticed.fatal and self._guest.config.on_crash is not policy.OnCrash.RESUME
+        if not self._was_at_kdb or not (stays or self._noticed.how is How.HAND):
+            return
+        try:
+            await self._limited(self._guest.enter_kdb(NAME), STAND_SECONDS)
+        except KbridgeError as error:
+            self._log.warn("{guest}: {error}", guest=self._guest.name, error=str(error))
 
     async def let_go(self) -> None:
         """Let a guest go that would go on by itself: the relay ends before its evidence was taken."""
@@ -489,13 +539,13 @@ class Capture:
         return float(self._reactor.seconds())
 
 
-async def carry_out(guest: Guest, noticed: Noticed, *, paused: bool) -> str:
+async def carry_out(guest: Guest, noticed: Noticed, *, paused: bool, held: bool = False) -> str:
     """Do with a guest what is configured; returns in words what became of it."""
     machine, relay = guest.machine, guest.relay
     controlled = relay is not None and any(one.controls for one in relay.sessions)
     by_us = paused and machine is not None and machine.stopped_by_us
     inside = guest.config.dialect is StubDialect.KGDB
-    standing = policy.Standing(by_us, controlled, machine is not None and machine.connected, inside)
+    standing = policy.Standing(by_us, controlled, machine is not None and machine.connected, inside, held)
     what, words = policy.after(noticed, guest.config.on_crash, standing)
     if machine is None or what is policy.After.NOTHING:
         return words

@@ -1,7 +1,7 @@
 """How registers and memory of a guest that stands are come by: through its stub, as an observer, or the monitor.
 
     guest stands ──▶ relay ── a session like any debugger's, which observes ──▶ stub
-                └──▶ machine monitor: where there is no stub, or it is the kernel's own
+                └──▶ machine monitor: where there is no stub, or it is the kernel's own (without one: evidence_kgdb.py)
 
 in          a guest that stands
 out         ``Evidence``: registers of all processors, searches in memory
@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from gdbstubs.dialects import InterruptBy
 from gdbstubs.target import ANY_THREAD, Halted
-from kbridge.config import StubDialect
 from kbridge.errors import GuestError
 from kbridge.hypervisors.examine import parse_registers
 from kbridge.hypervisors.qemu import QemuMachine
@@ -102,7 +101,7 @@ class MonitorEvidence:
 async def open_evidence(guest: Guest, reactor: Any) -> Evidence:
     """Look at a guest that stands; raises ``KbridgeError`` where there is no way to."""
     problem = ""
-    relay = guest.relay
+    relay, machine = guest.relay, guest.machine
     if relay is not None and relay.dialect.interrupt_by is not InterruptBy.BREAK_IN:
         _, connection = relay.open_session(NAME, observes=True)
         try:
@@ -114,16 +113,13 @@ async def open_evidence(guest: Guest, reactor: Any) -> Evidence:
                 return StubEvidence(client)
             await client.close()
             problem = "the stub says that the guest runs"
-    machine = guest.machine
     if isinstance(machine, QemuMachine) and machine.connected:
         return MonitorEvidence(machine)
     if problem:
         raise GuestError(f"{guest.name} cannot be looked at", why=problem)
-    kgdb = guest.config.dialect is StubDialect.KGDB
     raise GuestError(
         f"{guest.name} cannot be looked at",
-        why="it has no machine monitor"
-        + (", and kgdb is left to debuggers" if kgdb else " and no debug stub"),
+        why="it has no machine monitor and no debug stub",
         todo="configure `qmp`",
     )
 

@@ -173,6 +173,8 @@ class Facts:
     controlled_by: str | None = None
     paused: bool = False
     """It stands because it was paused for this, and has not been let go yet."""
+    read_bytes: int | None = None
+    """How much memory was read by the kernel's own stub; None where it was not."""
     kernel: KernelFacts = field(default_factory=KernelFacts)
     debug_dirs: tuple[str, ...] = ()
     """Where files with symbols of this guest were looked for."""

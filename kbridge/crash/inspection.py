@@ -29,6 +29,7 @@ from symbols.unwinding import Table, Trace, walk, walk_sleeping
 
 if TYPE_CHECKING:
     from kbridge.crash.evidence import Evidence
+    from kbridge.debuginfo.claims import Claims
     from kbridge.debuginfo.finders import Finder
     from kbridge.debuginfo.kernel import Kernel
     from symbols.dmesg import KernelLog
@@ -53,19 +54,30 @@ InThread = Callable[[Callable[[], Any]], Awaitable[Any]]
 
 
 class Inspection:
-    """One guest at one moment; the module's text says how.  ``facts`` is filled in."""
+    """One guest at one moment; the module's text says how.  ``facts`` is filled in.
+
+    ``claims``: what is said of where the kernel is, where memory is behind a slow line.
+    """
 
     _log = Logger()
 
     def __init__(
-        self, evidence: Evidence, finder: Finder, library: Library, in_thread: InThread, facts: Facts
+        self,
+        evidence: Evidence,
+        finder: Finder,
+        library: Library,
+        in_thread: InThread,
+        facts: Facts,
+        *,
+        claims: Claims | None = None,
     ) -> None:
         self._evidence = evidence
         self._finder = finder
         self._library = library
         self._in_thread = in_thread
         self._facts = facts
-        self._known = GuestKernel(evidence, finder, in_thread)
+        # What claims are needed for is behind a slow line.
+        self._known = GuestKernel(evidence, finder, in_thread, claims, quick=claims is None)
         self._kernel: Kernel | None = None
         self._knowledge = Knowledge()
         self._layouts = Layouts()

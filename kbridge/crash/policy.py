@@ -50,12 +50,16 @@ class Standing:
     has_machine: bool
     stub_inside: bool = False
     """Its debug stub is its kernel's own, which answers only while the machine runs."""
+    held: bool = False
+    """It has no machine monitor, and stood in its kernel's own debugger, by whose stub it was looked into."""
 
 
 def after(noticed: Noticed, on_crash: OnCrash, standing: Standing) -> tuple[After, str]:
     """Return what is to be done, and what that is in words."""
     if noticed.hands_off:
         return After.NOTHING, f"not touched: {noticed.hands_off}"
+    if standing.held and not standing.controlled:
+        return After.NOTHING, _held(noticed, on_crash)
     if not standing.has_machine:
         return After.NOTHING, "as it was: it has no machine monitor"
     if standing.controlled:
@@ -78,6 +82,19 @@ def after(noticed: Noticed, on_crash: OnCrash, standing: Standing) -> tuple[Afte
             return After.RESUME, "left in its kernel's debugger"
         case _:
             return After.NOTHING, "left as it died"
+
+
+def _held(noticed: Noticed, on_crash: OnCrash) -> str:
+    """Return what becomes of a guest of which there is nothing but its kernel's own debugger."""
+    if not noticed.fatal:
+        return "went on"
+    match on_crash:
+        case OnCrash.RESUME:
+            return "resumed, by its kernel's debugger"
+        case OnCrash.RESET | OnCrash.OFF:
+            return "left in its kernel's debugger: it has no machine monitor"
+        case _:
+            return "left in its kernel's debugger"
 
 
 class Loops:

@@ -89,6 +89,7 @@ def as_json(facts: Facts) -> dict[str, Any]:
             "state": facts.machine or None,
             "controlled_by": facts.controlled_by,
             "paused": facts.paused,
+            "read_bytes": facts.read_bytes,
         },
         "kernel": {
             "release": kernel.release or None,
@@ -222,6 +223,10 @@ def _table(facts: Facts) -> Iterator[str]:
         rows.append(("debugged by", facts.controlled_by))
     if facts.tasks is not None:
         rows.append(("tasks", str(facts.tasks)))
+    if facts.read_bytes is not None:
+        rows.append(
+            ("looked into by", f"its kernel's own debugger: {facts.read_bytes:,} bytes of memory were read")
+        )
     if facts.outcome or facts.policy:
         rows.append(("the guest", facts.outcome or _POLICIES.get(facts.policy, facts.policy)))
     width = max(len(name) for name, _ in rows)

@@ -170,7 +170,8 @@ class CrashWatch:
 
     def _ended(self, event: CrashEnds) -> None:
         title = event.title
-        if title.kind is Kind.KDB and self._is_wished(event.text):
+        if title.kind is Kind.KDB and (self._is_dead or self._is_wished(event.text)):
+            # A kernel that has died enters it again for whoever asks for its prompt.
             return
         # A log that somebody has printed is not to stop a guest.
         doubtful = bool(event.begin.doubt)
