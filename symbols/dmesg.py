@@ -207,7 +207,8 @@ def _record(where: LogLayout, number: int, descriptor: bytes, info: bytes, text:
     length = int.from_bytes(info[where.length : where.length + 2], "little")
     said = b""
     if not begin & _NO_TEXT:
-        begin, end = begin % len(text), end % len(text)
+        # A text that was put at the beginning ends behind it: this one ends where the ring does.
+        begin, end = begin % len(text), end % len(text) or len(text)
         # A text that does not fit before the end is at the beginning.
         start = (0 if begin > end else begin) + _WORD.size
         # The text begins with the number of its descriptor: another's has taken its place otherwise.

@@ -122,6 +122,15 @@ def test_messages_come_as_dmesg_prints_them() -> None:
     assert found.damaged == 0
 
 
+def test_a_text_that_ends_where_the_ring_does() -> None:
+    log = Log()
+    for number in range((1 << TEXT_BITS) // 32):
+        log.say(b"%024d" % number)
+    found = log.image().run(read(LAYOUT, POINTER))
+    assert found.damaged == 0
+    assert found.records[-1].text == f"{(1 << TEXT_BITS) // 32 - 1:024}"
+
+
 def test_what_is_being_written_is_counted_and_what_is_free_is_not() -> None:
     log = Log()
     log.say(b"old", state=REUSABLE)
