@@ -157,9 +157,7 @@ def read(where: LogLayout, pointer: int) -> Search[KernelLog]:
     infos, descriptors, text_at = (
         _word(ring, one, "the log") for one in (where.infos, where.descriptors, where.data)
     )
-    text = yield from _whole(text_at, 1 << text_bits)
-    records: list[Record] = []
-    damaged = 0
+    headers: list[tuple[int, bytes, bytes]] = []
     for start in range(0, wanted, _TOGETHER):
         numbers = [tail + index & _ID for index in range(start, min(wanted, start + _TOGETHER))]
         found = yield tuple(
@@ -170,23 +168,45 @@ def read(where: LogLayout, pointer: int) -> Search[KernelLog]:
                 Read(infos + number % count * where.info, where.info),
             )
         )
-        for number, descriptor, info in zip(numbers, found[::2], found[1::2], strict=True):
-            if _state(where, descriptor) == _REUSABLE:
-                continue
-            record = _record(where, number, descriptor, info, text)
-            if record is None:
-                damaged += 1
-            else:
-                records.append(record)
-    return KernelLog(tuple(records), damaged)
+        headers += [
+            one
+            for one in zip(numbers, found[::2], found[1::2], strict=True)
+            if _state(where, one[1]) != _REUSABLE
+        ]
+    text = yield from _text(text_at, 1 << text_bits, _used(where, [one[1] for one in headers]))
+    records = [_record(where, *one, text) for one in headers]
+    whole = tuple(one for one in records if one is not None)
+    return KernelLog(whole, len(records) - len(whole))
 
 
-def _whole(at: int, size: int) -> Search[bytes]:
-    pieces = yield tuple(Read(one, min(_PIECE, at + size - one)) for one in range(at, at + size, _PIECE))
-    data = b"".join(piece.ljust(_PIECE, b"\0") for piece in pieces)[:size]
-    if not any(pieces):
+def _used(where: LogLayout, descriptors: list[bytes]) -> tuple[int, int]:
+    """Return from where to where texts are, counted on and on as the kernel counts them."""
+    places = [
+        place
+        for one in descriptors
+        if len(one) >= where.descriptor
+        for place in (_word(one, where.begin, ""), _word(one, where.next, ""))
+        if not place & _NO_TEXT
+    ]
+    return min(places, default=0), max(places, default=0)
+
+
+def _text(at: int, size: int, used: tuple[int, int]) -> Search[bytes]:
+    """Read what is used of the ring of texts: most of it is empty long after a boot, and a line may be slow."""
+    begin, end = used
+    if end - begin >= size:
+        begin, end = 0, size
+    first = begin % size
+    # A text that does not fit before the end is at the beginning, whole.
+    runs = [(first, min(first + end - begin, size)), (0, max(0, first + end - begin - size))]
+    places = [(one, min(_PIECE, stop - one)) for start, stop in runs for one in range(start, stop, _PIECE)]
+    pieces = yield tuple(Read(at + place, length) for place, length in places)
+    if places and not any(pieces):
         raise DmesgError(f"the text of the log at {at:#x} is not mapped")
-    return data
+    data = bytearray(size)
+    for (place, _), piece in zip(places, pieces, strict=True):
+        data[place : place + len(piece)] = piece
+    return bytes(data)
 
 
 def _state(where: LogLayout, descriptor: bytes) -> int | None:

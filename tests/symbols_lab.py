@@ -19,6 +19,7 @@ class Image:
         self.pieces = dict(pieces or {})
         self.reads = 0
         self.batches = 0
+        self.bytes_read = 0
 
     def read(self, address: int, length: int) -> bytes:
         """What is mapped from the address on; nothing where it is not."""
@@ -33,6 +34,7 @@ class Image:
             while True:
                 self.batches += 1
                 self.reads += len(batch)
+                self.bytes_read += sum(one.length for one in batch)
                 assert self.reads < MOST_READS, "a search without end"
                 batch = search.send(tuple(self.read(one.address, one.length) for one in batch))
         except StopIteration as done:

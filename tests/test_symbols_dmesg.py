@@ -154,6 +154,20 @@ def test_the_last_messages_are_there_however_often_the_ring_went_round(said: lis
     assert texts == [one.decode("utf-8", "replace") for one in said[len(said) - len(texts) :]]
 
 
+@given(st.integers(0, 3), st.integers(1, 3))
+def test_of_the_texts_only_what_is_used_is_read(before: int, count: int) -> None:
+    """Wherever in the ring it is: a line may be slow, and most of a ring is empty."""
+    log = Log()
+    log.at = (1 << TEXT_BITS) * before // 3 & ~7
+    for number in range(count):
+        log.say(b"message %d" % number)
+    image = log.image()
+    found = image.run(read(LAYOUT, POINTER))
+    assert [one.text for one in found.records] == [f"message {number}" for number in range(count)]
+    headers = 8 + 88 + count * (24 + 88)
+    assert image.bytes_read <= headers + count * 24 + 24
+
+
 pieces = st.sampled_from([POINTER, RING, DESCRIPTORS, INFOS, TEXT])
 
 
