@@ -182,3 +182,27 @@ def test_limits_hold_whatever_comes(
     on_disk = {one.name for one in made.folder.iterdir() if one.is_dir()}
     assert on_disk == {one["id"] for one in made.listed()}
     assert json.loads((made.folder / "counts.json").read_bytes())["version"] == 1 if crashes else True
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        b"[" * 100_000,
+        b'{"id": []}',
+        encoded({"id": "x", "guest": "web1", "title": "t", "time": "", "kind": "", "state": "pending"}),
+    ],
+    ids=["deep", "lists", "short"],
+)
+def test_a_report_of_another_form_keeps_no_relay_from_starting(tmp_path: Path, document: bytes) -> None:
+    made = store(tmp_path)
+    whole = kept(made)
+    half = made.begin("web1", NOW + 1_000_000_000, Limits())
+    for path in (made.folder / whole.id, half.path):
+        (path / "report.json").write_bytes(document)
+    (made.folder / "counts.json").write_bytes(b'{"guests": {"web1": [{"title": "t", "count": 1e400}]}}')
+    again = Store(made.folder, lambda: NOW)
+    # What was begun is finished, with what can be said of it; what is not understood is left alone.
+    assert again.open() == [half.id]
+    (one,) = again.listed()
+    assert (one["id"], one["state"]) == (half.id, "incomplete")
+    assert (made.folder / whole.id / "report.json").read_bytes() == document

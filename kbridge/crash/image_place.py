@@ -36,6 +36,6 @@ def files_named_in(path: Path) -> tuple[Path | None, tuple[Path, ...]]:
         vmlinux, folders = report["kernel"]["file"], report["debug_dirs"]
         there = tuple(Path(each) for each in folders if Path(each).is_dir())
         found = Path(vmlinux) if vmlinux is not None and Path(vmlinux).is_file() else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None, ()
     return found, there

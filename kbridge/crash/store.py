@@ -126,7 +126,7 @@ class Store:
         self._counts = _read_counts(self.folder / COUNTS)
         for path in sorted(self.folder.iterdir()) if self.folder.is_dir() else ():
             document = read_document(path) if _ID.fullmatch(path.name) else None
-            if document is not None:
+            if document is not None and document["id"] == path.name:
                 self.note(document)
 
     def _finish(self, path: Path) -> str:
@@ -139,7 +139,7 @@ class Store:
         for left in path.glob(".*.new"):
             left.unlink(missing_ok=True)
         document = read_document(path)
-        if document is None:
+        if document is None or document["id"] != id_:
             if partial and not any(path.iterdir()):
                 path.rmdir()
                 return ""
@@ -154,7 +154,7 @@ class Store:
                 self.owed.add(_guest_of(id_))
         document["state"] = "incomplete"
         document["interrupted"] = KILLED
-        for part in document.get("parts", {}).values():
+        for part in document["parts"].values():
             if part.get("state") == "pending":
                 part.update(state="missing", why=KILLED)
         _write(path / DOCUMENT, encoded(document))
@@ -165,7 +165,7 @@ class Store:
         )
         note = f"**Incomplete**: {KILLED}; report.json says which parts are missing.\n"
         head, _, rest = text.partition("\n")
-        _write(path / REPORT, f"{head}\n\n{note}{rest}".encode())
+        _write(path / REPORT, f"{head}\n\n{note}{rest}".encode("utf-8", "replace"))
         if partial:
             path.replace(self.folder / id_)
         return id_
@@ -295,13 +295,28 @@ class Store:
 
 
 def read_document(path: Path) -> dict[str, Any] | None:
-    """Return the ``report.json`` of a bundle; None where there is none that can be read."""
+    """Return the ``report.json`` of a bundle; None where there is none that can be read and is of its form."""
     try:
         with (path / DOCUMENT).open("rb") as file:
             found = json.loads(file.read(MOST_DOCUMENT))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
+        # Brackets in brackets are no report either.
         return None
-    return found if isinstance(found, dict) else None
+    return found if _is_of_form(found) else None
+
+
+def _is_of_form(found: object) -> bool:
+    """Whether what is relied on of a report is there: a disk that was full, or a hand, may have left anything."""
+    if not isinstance(found, dict):
+        return False
+    parts = found.get("parts")
+    return (
+        all(isinstance(found.get(one), str) for one in ("id", "guest", "title", "time", "kind", "state"))
+        and type(found.get("count")) is int
+        and isinstance(found.get("fatal"), bool)
+        and isinstance(parts, dict)
+        and all(isinstance(one, dict) for one in parts.values())
+    )
 
 
 def read_report(path: Path) -> tuple[str, dict[str, Any]] | None:
@@ -408,5 +423,5 @@ def _read_counts(path: Path) -> dict[str, dict[str, Count]]:
             }
             for guest, titles in guests.items()
         }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return {}
