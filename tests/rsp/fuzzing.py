@@ -27,6 +27,7 @@ from kbridge.config import parse as parse_config
 from kbridge.errors import ConfigError, MachineError
 from kbridge.hypervisors.qmp import QmpConnection, QmpPhase
 from kbridge.transports.endpoints import parse_endpoint
+from rsp import fuzzing_crash as crash
 from rsp import goldens, grammar
 from rsp.framing import Model
 from rsp.stub import Machine, packet
@@ -291,13 +292,19 @@ def _endpoints(chance: Random) -> None:
 
 
 TARGETS: dict[str, tuple[Callable[[Random], None], int]] = {
-    "framing": (_framing, 36),
+    "framing": (_framing, 28),
     "server": (_server, 25),
     "client": (_client, 12),
     "exchange": (_exchange, 3),
     "qmp": (_qmp, 10),
     "config": (_config, 2),
     "endpoints": (_endpoints, 12),
+    "console": (crash.console, 1),
+    "screen": (crash.screen, 2),
+    "image": (crash.image, 1),
+    "log": (crash.log, 1),
+    "tasks": (crash.sleepers, 2),
+    "reports": (crash.reports, 1),
 }
 """Each target and its share of the cases, in hundredths."""
 
