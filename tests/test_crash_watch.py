@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from capture_lab import FakeMachine, controlled_by, fake_guest
+from capture_lab import FakeMachine, at_once, controlled_by, fake_guest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.internet.task import Clock
@@ -54,10 +54,13 @@ class Watched:
         self.guest = fake_guest(folder, machine=self.machine, **config)
         self.guest.line = SimpleNamespace(state=LineState.OPEN)
         self.told: list[Noticed] = []
-        library: Any = SimpleNamespace(warm=lambda _: None)
+        self.asked: list[str] = []
+        library: Any = SimpleNamespace(
+            prepare=lambda _: self.asked.append("prepare"), warm=lambda _: self.asked.append("warm")
+        )
         sweep = Sweep(self.clock)
         self.watch = CrashWatch(self.clock, self.guest, sweep, library, self.told.append)
-        self.watch._is_warm = True
+        self.watch._in_thread = lambda work: at_once(None, None, work)  # type: ignore[method-assign]
         self.watch.start()
 
     def says(self, data: bytes) -> None:
@@ -103,6 +106,20 @@ def test_a_panic_is_told_when_its_text_is_over(watched: Watched) -> None:
     assert said is not None
     assert said.startswith(b"[    8.335")
     assert b"sysrq_handle_crash" in said
+
+
+def test_what_explains_crashes_is_loaded_with_the_first_line_of_one(watched: Watched) -> None:
+    watched.says(BOOT)
+    watched.wait(6)
+    assert watched.asked == ["prepare"]
+    watched.says(PANIC[:200])
+    watched.wait(0.3)
+    assert watched.titles == []
+    assert watched.asked == ["prepare", "warm"]
+    watched.says(PANIC[200:] + END)
+    watched.panics()
+    watched.wait(1)
+    assert watched.asked == ["prepare", "warm"]
 
 
 def test_silence_ends_a_report_that_the_kernel_does_not(watched: Watched) -> None:

@@ -116,7 +116,6 @@ class Inspection:
             self._knowledge = await self._in_thread(
                 partial(self._library.of, kernel.where.build_id, kernel.path, finder)
             )
-            self._layouts = self._knowledge.layouts
         index, modules = self._knowledge.index, self._knowledge.modules
         self._names = Names(
             kernel, index, (), Explainer(index, (lambda *_: None) if modules is None else modules.find)
@@ -241,6 +240,9 @@ class Inspection:
 
     async def _types(self) -> Layouts:
         """Return the layouts, out of memory where there is no file."""
+        types = self._knowledge.types
+        if self._layouts == Layouts() and types is not None:
+            self._layouts = await self._in_thread(lambda: layouts(bytes(types)))
         if self._layouts == Layouts() and self._kernel is not None and self._kernel.own is not None:
             at = self._kernel.own.symbols.find(*_TYPES)
             if len(at) == len(_TYPES) and 0 < at[_TYPES[1]] - at[_TYPES[0]] <= MOST_TYPES:

@@ -4,8 +4,9 @@ in          files, by the build-id that memory told
 out         ``Knowledge``, kept for the kernels that were asked for last
 invariant   whatever a file lacks is None, and the rest is there
 
-Everything here reads files and blocks: it is called in a thread.  An index that is not kept is made, which takes
-seconds; asking for it beforehand (``Library.warm``) is what keeps a report within half a second.
+Everything here reads files and blocks: it is called in a thread.  What a report needs is loaded when the first line of
+a crash is there, while the rest of its text still comes (``Library.warm``): most relays never need it, and it takes 15 MB.
+An index that is not kept is made beforehand (``Library.prepare``): that takes seconds.
 """
 
 from __future__ import annotations
@@ -63,7 +64,8 @@ class Knowledge:
 
     index: Index | None = None
     modules: ModuleIndexes | None = None
-    layouts: Layouts = Layouts()
+    types: memoryview | None = None
+    """For ``layouts``; what they are read of takes longer than a report may."""
     unwinding: UnwindTables | None = None
     problem: str = ""
     """Why there is no index, where there is none."""
@@ -114,7 +116,7 @@ class Library:
             index = self.open_index(path)
         except KbridgeError as error:
             problem = str(error)
-        found = Layouts()
+        found: memoryview | None = None
         tables = None
         try:
             with path.open("rb") as file:
@@ -124,7 +126,7 @@ class Library:
             types = sections.get(".BTF")
             if types is not None and types.kind != elf.SHT_NOBITS:
                 elf.check_inside(image, types)
-                found = layouts(image[types.offset : types.offset + types.size])
+                found = memoryview(image)[types.offset : types.offset + types.size]
             tables = _tables(image)
         except (OSError, ValueError, SymbolError) as error:
             problem = problem or str(error)
@@ -143,8 +145,16 @@ class Library:
 
         return cache.index_of(path, build, cache.folder(), separate=separate)
 
+    def prepare(self, finder: Finder) -> None:
+        """Make the index of a guest's kernel, if there is none yet; nothing is kept in memory.
+
+        Raises ``KbridgeError``.
+        """
+        for kernel in finder.kernels()[:1]:
+            self.open_index(kernel.path)
+
     def warm(self, finder: Finder) -> None:
-        """Learn the kernels of a guest before they crash."""
+        """Learn the kernel of a guest that is crashing."""
         from symbols.disassembly import Disassembler  # noqa: PLC0415 (large)
 
         Disassembler()

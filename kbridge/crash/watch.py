@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from kbridge.crash.detector import Event
     from kbridge.crash.knowledge import Library
     from kbridge.crash.sweep import Sweep
+    from kbridge.debuginfo.finders import Finder
     from kbridge.guest import Guest
     from kbridge.hypervisors.interface import MachineEvent
 
@@ -44,8 +45,8 @@ PIECES_A_TURN: Final = 16
 SETTLE_SECONDS: Final = 0.1
 """How long after the machine's own word the line may still bring the end of the report; as often as it does,"""
 MOST_SETTLES: Final = 10
-WARM_SECONDS: Final = 5.0
-"""How long after the first text the kernel's file is looked at, so that a crash finds it known."""
+PREPARE_SECONDS: Final = 5.0
+"""How long after the first text the index of the kernel's file is made, if there is none."""
 GONE_SECONDS: Final = 2.0
 """How long a monitor may be away before its machine is taken to be gone."""
 LOOK_BACK: Final = 1 << 18
@@ -80,7 +81,7 @@ class CrashWatch:
         self._guest = guest
         self._sweep = sweep
         self._library = library
-        self._is_warm = False
+        self._is_prepared = self._is_warm = False
         self._told = told
         config = guest.config
         self._detector = Detector(off=() if config.crash_warnings else WARNINGS)
@@ -107,10 +108,22 @@ class CrashWatch:
             self._stops.append(guest.machine.subscribe(self._machine_event))
         self._listen()
 
+    def _prepare(self) -> None:
+        """Have an index of the kernel's file while nobody waits for that: its guest has booted."""
+        self._ask(self._library.prepare)
+
     def _warm(self) -> None:
-        """Learn the kernel's file while nobody waits for that: its guest has booted."""
-        guest, library = self._guest, self._library
-        learnt = self._in_thread(lambda: library.warm(guest.finder))
+        """Learn the kernel's file while the rest of a crash's text comes.
+
+        Not before: it takes memory that most guests never need.
+        """
+        if not self._is_warm:
+            self._is_warm = True
+            self._ask(self._library.warm)
+
+    def _ask(self, what: Callable[[Finder], None]) -> None:
+        guest = self._guest
+        learnt = self._in_thread(lambda: what(guest.finder))
         learnt.addErrback(
             lambda failure: self._log.info("{guest}: {why}", guest=guest.name, why=failure.value)
         )
@@ -150,10 +163,11 @@ class CrashWatch:
         else:
             self._sweep.mark(self._look)
         self._said_at = self._now()
-        if not self._is_warm:
-            self._is_warm = True
-            self._later("warm", WARM_SECONDS, self._warm)
+        if not self._is_prepared:
+            self._is_prepared = True
+            self._later("prepare", PREPARE_SECONDS, self._prepare)
         if self._detector.is_crash:
+            self._warm()
             self._cancel("quiet")
             self._later("quiet", self._guest.config.crash_quiet_seconds, self._settle)
 
@@ -226,6 +240,7 @@ class CrashWatch:
     def _machine_event(self, event: MachineEvent) -> None:
         match event.name:
             case "machine.panic":
+                self._warm()
                 self._settles = 0
                 self._later("panic", SETTLE_SECONDS, self._panicked)
             case "machine.crashloaded":
