@@ -122,6 +122,20 @@ def test_what_explains_crashes_is_loaded_with_the_first_line_of_one(watched: Wat
     assert watched.asked == ["prepare", "warm"]
 
 
+def test_the_same_text_of_the_next_boot_is_another_crash(watched: Watched) -> None:
+    for _ in range(2):
+        watched.says(BOOT + PANIC + END)
+        watched.panics()
+        watched.wait(1)
+        assert watched.machine is not None
+        watched.machine.says("machine.reset", ours=True)
+        watched.wait(1)
+    # As of a machine that is replayed, whose clock runs alike each time.
+    assert [(one.title, one.fatal, one.hands_off) for one in watched.told] == [
+        ("kernel panic: sysrq triggered crash", True, "")
+    ] * 2
+
+
 def test_silence_ends_a_report_that_the_kernel_does_not(watched: Watched) -> None:
     watched.says(PANIC)
     watched.wait(0.9)

@@ -289,6 +289,8 @@ class CrashWatch:
 
     def _reset(self, *, ours: bool) -> None:
         self._settle()
+        # The next boot may say the same at the same time of its clock, and is not the last one's log.
+        self._tell(self._detector.reset())
         ring = self._guest.recorder.ring
         start = max(self._boot, ring.oldest, ring.head - LOOK_BACK)
         said = ring.read(start, ring.head - start) or b""
