@@ -5,8 +5,8 @@ out         ``Knowledge``, kept for the kernels that were asked for last
 invariant   whatever a file lacks is None, and the rest is there
 
 Everything here reads files and blocks: it is called in a thread.  What a report needs is loaded when the first line of
-a crash is there, while the rest of its text still comes (``Library.warm``): most relays never need it, and it takes 15 MB.
-An index that is not kept is made beforehand (``Library.prepare``): that takes seconds.
+a crash is there, while the rest of its text still comes (``Library.warm``): most relays never need it, and it takes
+15 MB.  An index that is not kept is made beforehand (``Library.prepare``): that takes seconds.
 """
 
 from __future__ import annotations
