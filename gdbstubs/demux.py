@@ -62,6 +62,7 @@ _SENT: Final = re.compile(rb"\$([^#$]*)#..", re.DOTALL)
 # 3 hands over to kdb, which prints; k and the resumes are acknowledged and have no reply while the guest stands.
 _RESUME: Final = re.compile(rb"[csCSik]|vCont;|vKill|3$")
 _PROMPT: Final = re.compile(rb"(?:^|[\r\n])(?:\[\d{1,5}\])?kdb> $")
+_PAGER: Final = re.compile(rb"(?:^|[\r\n])more> $")
 # Of kernels with kdb, of those without, and of kdb when it was told `kgdb`.
 _WAITS: Final = re.compile(
     rb"(?:KGDB: (?:[A-Za-z. ]{1,20} or \$3#33 for KDB|Waiting for remote debugger|Entering KGDB)"
@@ -190,6 +191,11 @@ class LineDemultiplexer:
     def at_prompt(self) -> bool:
         """Whether the console's text ends with kdb's prompt, ``[1]kdb> `` or ``kdb> ``."""
         return not self._kept and _PROMPT.search(self._tail) is not None
+
+    @property
+    def at_pager(self) -> bool:
+        """Whether the console's text ends with ``more> ``: kdb waits for a key in the middle of what it prints."""
+        return not self._kept and _PAGER.search(self._tail) is not None
 
     @property
     def is_waiting(self) -> bool:

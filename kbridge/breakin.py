@@ -59,6 +59,8 @@ class BreakIn:
     ``said`` is the console's record, in which the kernel's refusals are looked for.  ``memory`` is the file in
     which is kept what worked, if it is to be.  ``seek`` has the stub asked although nothing shows that the kernel
     stands, and tells whether it was: a kernel in kgdb that has lost its debugger reads BREAK and key, and says nothing.
+    ``turn_pages`` has a kdb that waits in the middle of what it prints go on, and tells whether it does: it would take
+    BREAK for a key that turns a page, and ``g`` for the beginning of a command.
     """
 
     _log = Logger()
@@ -73,6 +75,7 @@ class BreakIn:
         said: Recording,
         memory: Path | None = None,
         seek: Callable[[], bool] | None = None,
+        turn_pages: Callable[[], bool] | None = None,
         wait_seconds: float = WAIT_SECONDS,
     ) -> None:
         self._guest = guest
@@ -83,6 +86,7 @@ class BreakIn:
         self._said = said
         self._memory = memory
         self._seek = seek
+        self._turn_pages = turn_pages
         self._wait_seconds = wait_seconds
         self._turn = DeferredLock()
         self.worked: BreakInWay | None = None
@@ -102,7 +106,7 @@ class BreakIn:
     async def enter(self, arrived: Arrived) -> BreakInWay | None:
         """Try each way until ``arrived`` says that the kernel stands; returns the way that worked.
 
-        None where it stood already: after another call, which is waited for, or in silence.  Raises
+        None where it stood already: after another call, which is waited for, in kdb's pager, or in silence.  Raises
         ``GuestError`` with what came of each way when none worked.  The kernel may still enter kgdb after that, and
         where it took no SysRq, ``g`` was typed on its console.
         """
@@ -110,6 +114,8 @@ class BreakIn:
         await self._turn.acquire()
         try:
             if has_waited and await arrived(0):
+                return None
+            if self._turn_pages is not None and self._turn_pages() and await arrived(self._wait_seconds):
                 return None
             return await self._try_all(arrived)
         finally:

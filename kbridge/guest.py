@@ -152,6 +152,7 @@ class Guest:
             said=self.recorder.ring,
             memory=None if folder is None else folder / "way-in",
             seek=None if self._shared is None else self._shared.seek,
+            turn_pages=None if self._shared is None else self._shared.turn_pages,
         )
 
     # -- the service ----------------------------------------------------------------------------------------

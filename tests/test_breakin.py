@@ -39,6 +39,7 @@ class World:
         says: bytes = b"",
         memory: Path | None = None,
         stands: bool | None = None,
+        pages: bool = False,
     ) -> None:
         self.takes, self.broken, self.says = takes, broken, says
         self.sent: list[BreakInWay | bytes] = []
@@ -47,6 +48,7 @@ class World:
         self.waited: list[float] = []
         self.writes = True
         self.sought: list[int] = []
+        self.is_deaf = False
         own: Any = self
         line = None if console is None else own
         self.breaks = Breaks(console, lambda: line, own if machine else None)
@@ -58,6 +60,7 @@ class World:
             said=self.ring,
             memory=memory,
             seek=None if stands is None else lambda: self.sought.append(1) is None and stands,
+            turn_pages=(lambda: self.sought.append(2) is None) if pages else None,
         )
 
     def _send(self, way: BreakInWay) -> None:
@@ -83,7 +86,7 @@ class World:
     async def arrived(self, seconds: float) -> bool:
         self.waited.append(seconds)
         self.ring.append(self.says)
-        return self.takes in self.sent or bool(self.sought)
+        return self.takes in self.sent or (bool(self.sought) and not self.is_deaf)
 
     def enter(self) -> BreakInWay | None:
         self.sent.clear()
@@ -238,6 +241,17 @@ def test_a_kernel_that_stands_in_silence_is_asked_when_nothing_else_says_a_word(
     assert world.sought == []
     world = World(SYSRQ, stands=False)
     world.refused()
+
+
+def test_a_kdb_in_the_middle_of_its_words_is_waited_for_before_a_way_is_tried() -> None:
+    world = World(SYSRQ, pages=True)
+    assert world.enter() is None
+    assert world.sent == []
+    assert world.break_in.worked is None
+    # It came to no prompt: then the ways are tried.
+    world = World(SYSRQ, takes=SERIAL, pages=True)
+    world.is_deaf = True
+    assert world.enter() is SERIAL
 
 
 def test_who_comes_meanwhile_waits_and_finds_the_kernel_standing() -> None:

@@ -47,6 +47,7 @@ class World:
             breaks=Breaks(Serial("/dev/ttyS0", 115200), lambda: self.shared.for_sysrq, None),
             machine=None,
             said=self.recorder.ring,
+            turn_pages=self.shared.turn_pages,
         )
 
     def says(self, data: bytes) -> None:
@@ -121,6 +122,15 @@ class Kdb(LineTestCase):
             world.says(said)
             assert self.brought(world, 1.0) is None
             assert world.said == (b"" if said == GREETING else b"+$3#33")
+
+    async def test_a_kernel_in_the_middle_of_its_words_is_not_broken_into(self) -> None:
+        # It would take BREAK for a key, and `g` for the first letter of a command.
+        world = self.world()
+        world.answers[b" "] = b"\r </TASK>\r\n\r\n[1]kdb> "
+        world.says(b"Call Trace:\r\nmore> ")
+        assert self.brought(world, 1.0) is None
+        assert world.said == b" "
+        assert world.line.sent_breaks == []
 
     async def test_a_kernel_without_kdb_is_let_go(self) -> None:
         world = self.world(g=b"KGDB: Entering KGDB\r\n", kdb=b"+$#00", go=b"+tick\r\n")

@@ -23,6 +23,7 @@ from kbridge.transports.lines import LineState
 from kbridge.transports.shared_line import (
     BREAK_IN_SECONDS,
     MOST_WAITING,
+    PAGING_SECONDS,
     SharedLine,
 )
 
@@ -359,6 +360,39 @@ class SharedLineTest(TestCase):
         assert self.line.take() == b""
         assert self.shared.seek()
         assert self.line.take() == b"$?#3f"
+
+    async def test_the_pages_of_kdb_are_turned_up_to_its_prompt_and_no_further(self) -> None:
+        one = await self.client()
+        self.sends(one, b"$?#3f")
+        self.says(b"RSP: 0018\r\nmore> and less> ")
+        assert not self.shared.turn_pages()
+        self.says(b"\r\nmore>")
+        assert not self.shared.turn_pages()
+        self.says(b" ")
+        assert self.line.take() == b""
+        assert self.shared.turn_pages()
+        assert self.line.take() == b" "
+        for data in (b"\rCall", b" Trace:\r\n", b"more> ", b"\r\n"):
+            self.says(data)
+        assert self.line.take() == b" "
+        self.says(b"[0]kdb> ")
+        assert self.line.take() == b"$?#3f"
+        # What a person has printed from now on is his to read.
+        self.says(b"bt\r\n0x0\r\nmore> ")
+        assert self.line.take() == b""
+
+    async def test_pages_are_not_turned_for_ever(self) -> None:
+        self.says(b"\r\nmore> ")
+        assert self.shared.turn_pages()
+        self.says(b"\r\nmore> ", then=PAGING_SECONDS)
+        assert self.line.take() == b"  "
+        self.says(b"\r\nmore> ")
+        assert self.line.take() == b""
+        self.line.reason = "the cable is out"
+        assert self.shared.turn_pages()
+        self.line.reason = ""
+        self.says(b"\r\nmore> ")
+        assert self.line.take() == b""
 
     async def test_closing_leaves_no_timer(self) -> None:
         await self.held()

@@ -35,6 +35,8 @@ LOOK_SECONDS: Final = 0.0005
 """After a deadline, for the reactor to read the line once more."""
 MOST_WAITING: Final = 4096
 """Bytes of the client that wait for the guest to stand: a question, sent again a few times."""
+PAGING_SECONDS: Final = 2.0
+"""How long kdb's pages are turned for who wants its prompt: a screen full takes a fifth of a second at 115200 baud."""
 BREAK_IN_SECONDS: Final = 3.0
 """How long typing is kept after a BREAK, for the stop that it leads to."""
 
@@ -60,6 +62,7 @@ class SharedLine:
         self._timer: IDelayedCall | None = None
         self._is_asked_again = False
         """Whether the client is about to refuse what noise has made text."""
+        self._turns_pages_until = 0.0
         self._unattended = 0
         self._has_stood = False
         """Whether the guest has ever shown that kgdb is on this line."""
@@ -80,6 +83,8 @@ class SharedLine:
                 bytes(self._buffer[:count]), now, watched=silent_at is None or now < silent_at
             )
             self._act()
+            if now < self._turns_pages_until:
+                self._turn_page()
         return count
 
     def line_opened(self, detail: str) -> None:
@@ -170,6 +175,25 @@ class SharedLine:
     def at_prompt(self) -> bool:
         """Whether kdb waits for a command."""
         return self._demux.at_prompt
+
+    def turn_pages(self) -> bool:
+        """Have kdb go on to its prompt where it waits for a key in the middle of what it prints; else False."""
+        if not self._demux.at_pager:
+            return False
+        self._turns_pages_until = self._reactor.seconds() + PAGING_SECONDS
+        self._turn_page()
+        return True
+
+    def _turn_page(self) -> None:
+        if self.at_prompt:
+            self._turns_pages_until = 0.0
+        elif self._demux.at_pager:
+            try:
+                # `q` would end what is printed: of an oops, its trace.
+                self._own.write(b" ")
+            except LineError:
+                # No prompt comes, and whoever wants it fails by the same line, in words.
+                self._turns_pages_until = 0.0
 
     def ask_for_kdb(self) -> None:
         """Have a guest that stands in kgdb go on to kdb; raises ``LineError``."""
