@@ -39,9 +39,14 @@ class Crashing(Shared):
             self._keyboard.connect(str(self.dir / "run" / "web1" / "console"))
         self._keyboard.sendall(line.encode() + b"\r")
 
-    def __exit__(self, *ignored: object) -> None:
+    def lay_pen_down(self) -> None:
+        """Leave the console, so that somebody else may type."""
         if self._keyboard is not None:
             self._keyboard.close()
+            self._keyboard = None
+
+    def __exit__(self, *ignored: object) -> None:
+        self.lay_pen_down()
         super().__exit__(*ignored)
 
     def booted(self) -> None:
@@ -49,9 +54,7 @@ class Crashing(Shared):
 
     def start_relay_again(self, state: str) -> None:
         """Start a relay for a guest that is in this state."""
-        if self._keyboard is not None:
-            self._keyboard.close()
-            self._keyboard = None
+        self.lay_pen_down()
         with (self.dir / "errors.txt").open("ab") as errors:
             self.relay = subprocess.Popen(
                 [sys.executable, "-m", "kbridge", "up"], env=self.env, stdin=subprocess.DEVNULL, stderr=errors

@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 from capture_lab import Crashing, OneLineCrashing, functions
-from sharing_lab import Own, wait_for
+from debuggers_lab import GDB_13
+from sharing_lab import Own, leave, start, wait_for
+from test_cli_console import Visitor
 
 pytestmark = pytest.mark.guest
 
@@ -270,6 +272,29 @@ def test_a_kernel_that_waits_in_its_debugger_is_captured_and_left_there(
         assert any(one.startswith("kdb_") for one in called)
         assert report["outcome"] == "left in its kernel's debugger"
         assert bridge.state() == "running"
+        visitor = Visitor(bridge)
+        try:
+            visitor.joined()
+            # Who typed first keeps the pen until he leaves; kdb answers who has it.
+            visitor.type(b"summary\r")
+            visitor.until(b"what you type is discarded")
+            bridge.lay_pen_down()
+            wait_for(lambda: not bridge.listed()["console"]["pen"], "a free pen")
+            # Whoever wants its prompt need not know that kdb waits in the middle of the oops.
+            assert bridge.console().endswith(b"more> ")
+            assert "stood in kgdb already" in bridge.run("break", "web1", "--kdb").stderr
+            assert re.search(rb"more> [^>]*>[^>]*</TASK>\r\n\r\n\[\d\]kdb> $", bridge.console())
+            visitor.type(b"summary\r")
+            visitor.until(b"MemFree:")
+            visitor.until(b"kdb> ")
+            visitor.type(b"\r~.")
+            assert visitor.ended() == 0
+        finally:
+            visitor.close()
+        with start(GDB_13, bridge) as gdb:
+            assert "lkdtm_EXCEPTION" in gdb.run("bt")
+            leave(gdb, "detach")
+        wait_for(lambda: b"---[ end trace" in bridge.console(), "a guest that goes on")
 
 
 @pytest.mark.slow
