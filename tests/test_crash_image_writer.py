@@ -19,7 +19,9 @@ from kbridge.crash import image_file, image_writer
 from kbridge.crash.core_file import CoreFile
 from kbridge.crash.elf_core import Note
 from kbridge.crash.image_file import ImageLimits, remove_unfinished
+from kbridge.crash.image_frames import Packer
 from kbridge.crash.image_writer import ImageWriter
+from kbridge.crash.seekable import FRAME_BYTES, raw_frame
 from kbridge.errors import ImageError
 
 ENOUGH = ImageLimits(1 << 30, 0)
@@ -92,6 +94,22 @@ def test_an_image_is_its_memory_with_vmcoreinfo_and_is_read_by_any_zstd(
     again = CoreFile.open(plain)
     assert b"".join(piece for _, piece in again.scan()) == memory
     again.close()
+
+
+def test_noise_is_kept_as_it_is_and_the_rest_is_packed() -> None:
+    noise, text = os.urandom(FRAME_BYTES), (b"all that compresses " * FRAME_BYTES)[:FRAME_BYTES]
+    found = []
+    with Packer() as packer:
+        for piece in (noise, text, bytes(FRAME_BYTES), noise[:5000]):
+            buffer = packer.buffer()
+            buffer[: len(piece)] = piece
+            packer.put(buffer, len(piece))
+        found += packer.packed(all_of_it=True)
+    assert [size for _, size in found] == [FRAME_BYTES, FRAME_BYTES, FRAME_BYTES, 5000]
+    frames = [frame for frame, _ in found]
+    assert frames[0] == raw_frame(noise)
+    assert all(len(frame) < FRAME_BYTES // 20 for frame in frames[1:3])
+    assert unpacked(b"".join(frames)) == noise + text + bytes(FRAME_BYTES) + noise[:5000]
 
 
 @pytest.mark.parametrize("end", [0, 10, 100, 2000, 500_000, -1])

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import select
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,10 @@ from kbridge.errors import ImageError
 STALL_SECONDS: Final = 20.0
 _LOOK_SECONDS: Final = 0.25
 _BEGINNING_BYTES: Final = 1 << 16
+_LITTLE_BYTES: Final = 1 << 17
+_BREATH_SECONDS: Final = 0.0003
+"""QEMU writes page by page: whoever reads each at once wakes up a quarter of a million times for a gigabyte.  After a
+little the pipe, which holds a megabyte, is let fill for so long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +108,7 @@ class ImageWriter:
             except elf_core.CoreError as error:
                 raise ImageError("the image cannot be written", why=str(error)) from error
             self._put(((seekable.raw_frame(head), len(head)),))
-            found = self._memory(plan, rest)
+            found = self._memory(plan, rest, searches=text is None and not file.is_encrypted)
             file.write(seekable.write_table(self._frames))
             file.sync()
             if text is None and not file.is_encrypted:
@@ -154,11 +159,11 @@ class ImageWriter:
 
     # -- the memory -----------------------------------------------------------------------------------------
 
-    def _memory(self, plan: Rewriting, rest: bytes) -> list[bytes]:
-        """Write the memory; return what in it looks like VMCOREINFO."""
+    def _memory(self, plan: Rewriting, rest: bytes, *, searches: bool) -> list[bytes]:
+        """Write the memory; return what in it looks like VMCOREINFO, if that is looked for."""
         expected = plan.head.end - plan.head.memory_at
         came = 0
-        with Packer() as packer:
+        with Packer(searches=searches) as packer:
             while came < expected:
                 buffer = packer.buffer()
                 size = min(len(rest), len(buffer))
@@ -194,9 +199,13 @@ class ImageWriter:
             if self._abandoned.is_set():
                 raise _not_wanted()
             try:
-                return os.readv(self._source, [view])
+                got = os.readv(self._source, [view])
             except BlockingIOError:
                 pass
+            else:
+                if 0 < got < min(_LITTLE_BYTES, len(view)):
+                    time.sleep(_BREATH_SECONDS)
+                return got
             if self._poll.poll(_LOOK_SECONDS * 1000):
                 continue
             waited += _LOOK_SECONDS

@@ -112,9 +112,9 @@ def read_table(size: int, read: Callable[[int, int], bytes]) -> SeekTable:
     return table
 
 
-def raw_frame(data: bytes) -> bytes:
+def raw_frame(data: bytes | memoryview) -> bytes:
     """Return a frame that holds bytes as they are: others of the same number can be written in its place later."""
-    pieces = [MAGIC, _RAW_HEADER, struct.pack("<I", len(data))]
+    pieces: list[bytes | memoryview] = [MAGIC, _RAW_HEADER, struct.pack("<I", len(data))]
     starts = range(0, max(len(data), 1), _LARGEST_BLOCK)
     for start in starts:
         block = data[start : start + _LARGEST_BLOCK]
