@@ -2,6 +2,7 @@
 
 - In continuous integration (CI=true) a skipped test is a failure: there, everything it needs is there.
 - An error logged through twisted.logger fails the test during which it was logged.
+- Where workers share the tests, files with real guests are begun first.
 """
 
 from __future__ import annotations
@@ -63,6 +64,24 @@ def pytest_make_collect_report(
     report = yield
     _refuse_skip(report)
     return report
+
+
+# ── two workers ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Put the files that take long first: those left for the end are short, and both workers end together.
+
+    A worker takes a file at a time, so that what a file's tests share is made once.
+    """
+    if not hasattr(config, "workerinput"):
+        return
+    long = {
+        item.path
+        for item in items
+        if any(item.get_closest_marker(name) for name in ("guest", "qemu", "slow"))
+    }
+    items.sort(key=lambda item: item.path not in long)
 
 
 # ── logged errors ───────────────────────────────────────────────────────────────────────────────────────────

@@ -369,6 +369,7 @@ def test_the_api_streams_the_transcript(relay: RelayProcess) -> None:
     assert times == sorted(times)
 
 
+@pytest.mark.alone
 def test_a_flood_holds_up_neither_the_run_nor_others(relay: RelayProcess, tmp_path: Path) -> None:
     run = Runs(relay, written(tmp_path, 'wait /.*a.{100}never/ 60s\n on "the end" next\nsend "."'))
     run.until("waits for")

@@ -246,6 +246,7 @@ def seconds(piece: bytes, size: int, step: int) -> float:
 
 @pytest.mark.parametrize("name", FLOODS)
 @pytest.mark.parametrize("step", [61, 65536])
+@pytest.mark.alone
 def test_a_flood_takes_linear_time(name: str, step: int) -> None:
     """Four times the input takes about four times as long; sixteen times would be quadratic."""
     short, long = (seconds(FLOODS[name], size, step) for size in (1 << 16, 1 << 18))

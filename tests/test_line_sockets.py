@@ -136,6 +136,7 @@ class UnixLines(LineTestCase):
         with pytest.raises(LineError, match="machine monitor"):
             await line.send_break(Break.TELNET)
 
+    @pytest.mark.alone
     async def test_a_flood_does_not_starve_the_others_or_the_reactor(self) -> None:
         listener = self.listen()
         sinks = [MemorySink(1 << 16) for _ in range(100)]
@@ -219,6 +220,7 @@ class UnixLines(LineTestCase):
         await first.close()
         assert len(self.flushLoggedErrors(ZeroDivisionError)) == 1
 
+    @pytest.mark.alone
     async def test_opening_a_thousand_lines_takes_no_time_to_speak_of(self) -> None:
         listener = self.listen()
         sink = MemorySink()

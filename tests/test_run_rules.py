@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -56,13 +57,20 @@ class Trial(unittest.TestCase):
 """
 
 
-def outcome(folder: Path, text: str, ci: str | None) -> tuple[int, str]:
-    shutil.copy(Path(__file__).with_name("conftest.py"), folder / "conftest.py")
-    (folder / "pytest.ini").write_text("[pytest]\naddopts = -p no:cacheprovider\n")
+WORKERS = ("--dist=loadfile", "--no-loadscope-reorder")
+
+
+def outcome(folder: Path, text: str, ci: str | None, *arguments: str) -> tuple[int, str]:
     (folder / "test_it.py").write_text(text)
+    return run(folder, ci, "-rA", "--tb=line", *arguments)
+
+
+def run(folder: Path, ci: str | None, *arguments: str) -> tuple[int, str]:
+    shutil.copy(Path(__file__).with_name("conftest.py"), folder / "conftest.py")
+    (folder / "pytest.ini").write_text("[pytest]\naddopts = -p no:cacheprovider\nmarkers = slow\n")
     environment = {name: value for name, value in os.environ.items() if name != "CI" and "PYTEST" not in name}
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-rA", "--tb=line", "--import-mode=importlib", str(folder)],
+        [sys.executable, "-m", "pytest", "--import-mode=importlib", *arguments, str(folder)],
         cwd=folder, env=environment | ({} if ci is None else {"CI": ci}), capture_output=True, text=True, check=False,
         timeout=120,
     )  # fmt: skip
@@ -76,8 +84,9 @@ def test_skips_are_skips_at_a_desk(tmp_path: Path) -> None:
     assert outcome(tmp_path, SKIPS, "false")[0] == 0
 
 
-def test_skips_are_failures_in_ci(tmp_path: Path) -> None:
-    status, output = outcome(tmp_path, SKIPS, "true")
+@pytest.mark.parametrize("workers", [(), ("--numprocesses=2", *WORKERS)], ids=["one process", "workers"])
+def test_skips_are_failures_in_ci(tmp_path: Path, workers: tuple[str, ...]) -> None:
+    status, output = outcome(tmp_path, SKIPS, "true", *workers)
     assert status == 1
     assert "2 failed, 1 passed, 1 xfailed, 1 error" in output
     for reason in ("no machine", "no kernel", "no reactor"):
@@ -93,6 +102,14 @@ def test_skips_are_failures_in_ci(tmp_path: Path) -> None:
 )
 def test_a_module_that_skips_itself_fails_ci(tmp_path: Path, text: str) -> None:
     assert outcome(tmp_path, text, "true")[0] not in (0, 5)
+
+
+def test_workers_begin_with_the_files_that_take_long(tmp_path: Path) -> None:
+    for name in "0123":
+        mark = "import pytest; pytestmark = pytest.mark.slow\n" if name == "3" else ""
+        (tmp_path / f"test_{name}.py").write_text(f"{mark}def test_it(): pass\n")
+    _, output = run(tmp_path, None, "-v", "--numprocesses=1", *WORKERS)
+    assert re.findall(r"PASSED test_(\d)", output) == ["3", "0", "1", "2"]
 
 
 def test_a_logged_error_fails_its_test(tmp_path: Path) -> None:
