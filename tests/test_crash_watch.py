@@ -173,6 +173,38 @@ def test_a_guest_that_saves_itself_is_not_to_be_touched(watched: Watched) -> Non
     assert "kdump" in watched.told[0].hands_off
 
 
+OOPS = b"""\
+[   12.348804] BUG: TASK stack guard page was hit at ffff97380013be28 (stack is ffff97380013c000..ffff973800140000)\r
+[   12.349538] stack guard page: 0000 [#1] SMP\r
+[   12.349538] CPU: 1 PID: 58 Comm: sh Not tainted 6.1.192-kgdb #1\r
+[   12.349538] RIP: 0010:recursive_loop+0x2a/0x91\r
+[   12.349538] Call Trace:\r
+[   12.349538]  <TASK>\r
+[   12.349538]  lkdtm_EXHAUST_STACK+0x22/0x2e\r
+[   12.349538]  direct_entry+0xb2/0xc8\r
+[   12.349538]  </TASK>\r
+"""
+FATAL = b"[   12.350000] Kernel panic - not syncing: Fatal exception in interrupt\r\n"
+
+
+def test_the_rest_of_a_panics_text_is_the_same_death(watched: Watched) -> None:
+    assert watched.machine is not None
+    watched.says(OOPS)
+    watched.panics()
+    watched.wait(0.5)
+    assert watched.titles == ["BUG: stack guard page was hit in lkdtm_EXHAUST_STACK", "kernel panic"]
+    # Let go, the kernel says what it had not said when its machine paused it.
+    watched.machine.says("machine.resume", ours=True)
+    watched.says(FATAL)
+    watched.wait(2)
+    assert len(watched.told) == 2
+    # Not so the next kernel's.
+    watched.machine.says("machine.reset", ours=True)
+    watched.says(BOOT + OOPS + FATAL)
+    watched.wait(2)
+    assert watched.titles[2:] == watched.titles[:1]
+
+
 def test_what_the_kernel_survives_is_no_death(watched: Watched) -> None:
     watched.says(WARNING)
     watched.wait(0.4)

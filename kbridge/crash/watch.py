@@ -24,7 +24,7 @@ from kbridge.console.readers import Cursor, Gap
 from kbridge.crash.detector import CrashEnds, Detector
 from kbridge.crash.facts import How, Noticed
 from kbridge.crash.kinds import Kind
-from kbridge.crash.words import SILENCE, WARNINGS, fatal, in_debugger, of_title
+from kbridge.crash.words import PANIC, SILENCE, WARNINGS, fatal, in_debugger, of_title
 from kbridge.hypervisors.interface import RunState
 from kbridge.transports.lines import LineState
 
@@ -90,6 +90,8 @@ class CrashWatch:
         self._stops: list[Callable[[], None]] = []
         self._timers: dict[str, IDelayedCall] = {}
         self._is_dead = False
+        self._last_title = ""
+        """Of the last crash that the console told in this life."""
         self._is_leaving = False
         """The machine has said that it shuts down: that its monitor goes is no news then."""
         self._hands_off = ""
@@ -187,6 +189,10 @@ class CrashWatch:
         if title.kind is Kind.KDB and (self._is_dead or self._is_wished(event.text)):
             # A kernel that has died enters it again for whoever asks for its prompt.
             return
+        # A guest that was paused in panic() says the rest when it is let go: that it panics, of the same.
+        if self._is_dead and PANIC in event.begin.line and title.title == self._last_title:
+            return
+        self._last_title = title.title
         # A log that somebody has printed is not to stop a guest.
         doubtful = bool(event.begin.doubt)
         died = not doubtful and fatal(title.kind, event.text)
@@ -305,7 +311,7 @@ class CrashWatch:
     def _alive(self) -> None:
         """Begin a life."""
         self._is_dead = self._is_leaving = False
-        self._hands_off = ""
+        self._hands_off = self._last_title = ""
         self._boot = self._guest.recorder.ring.head
         self._said_at = self._now()
 
