@@ -234,10 +234,14 @@ def _comes(sign: str, sight: Sight) -> _Steps[bool | None]:
             row.lstrip().startswith("Booting ") for row in sight.screen.display()
         )
 
+    def bare() -> bool:
+        """Whether there is nothing but a countdown's number: a menu is coming, or hidden."""
+        return not any(row.strip() and not row.strip().isdecimal() for row in sight.screen.display())
+
     for _ in range(MAX_REPAIRS):
-        if not (yield Until(lambda: menu() or back() or boots() or sight.blank, DRAW)):
+        if not (yield Until(lambda: menu() or back() or boots() or bare(), DRAW)):
             return None
-        if sight.blank and not (yield Until(lambda: menu() or back() or boots(), HIDDEN)):
+        if bare() and not (yield Until(lambda: menu() or back() or boots(), HIDDEN)):
             yield Press(ESCAPE)
             yield Until(lambda: menu() or back() or boots(), ECHO)
         if boots():

@@ -104,8 +104,11 @@ def kernels(device: str, folder: str, found: frozenset[str]) -> list[Kernel]:
 
 def natural(text: str) -> tuple[tuple[int, int, str], ...]:
     """Return what texts are sorted by so that 10 comes after 9, and 6.1 after 6.1-rc1."""
-    parts = re.findall(r"\d+|[a-z]+|[^\da-z]", text.lower())
-    return tuple(
-        (2, int(part), "") if part.isdecimal() else (0 if part in ("rc", "~") else 1, 0, part)
-        for part in parts
+    parts = re.findall(r"-rc|~|\d+|[a-z]+|[^\da-z]", text.lower())
+    return (
+        *(
+            (3, int(part), "") if part.isdecimal() else (0 if part in ("-rc", "~") else 2, 0, part)
+            for part in parts
+        ),
+        (1, 0, ""),
     )
