@@ -57,6 +57,20 @@ def test_a_command_line_of_several_lines_and_rows_is_changed_at_its_end(disk_gue
         )
 
 
+@pytest.mark.parametrize(
+    ("menu", "firmware", "prompt"),
+    [("no-config", "bios", "grub> "), ("no-config", "efi", "grub> "), ("wrong-prefix", "bios", "grub rescue> ")],
+)
+def test_a_grub_that_lost_its_way_is_led_to_a_root_shell(
+    menu: str, firmware: str, prompt: str, disk_guest: StartGuest
+) -> None:
+    with relay_of(disk_guest("--stopped", "--firmware", firmware, "--menu", menu)) as relay:
+        run = brought(relay, "--single-user")
+        assert prompt.encode() in relay.ask("GET", "/guests/vm/log?format=raw")[1]
+        assert ("command", "GRUB") in run.states, run.told()
+        assert " single" in ask(relay, "cat /proc/cmdline")
+
+
 @pytest.mark.parametrize("menu", ["hidden", "countdown"])
 def test_a_menu_that_is_not_shown_is_brought_up(menu: str, disk_guest: StartGuest) -> None:
     with relay_of(disk_guest("--stopped", "--menu", menu)) as relay:
