@@ -59,7 +59,11 @@ def test_a_command_line_of_several_lines_and_rows_is_changed_at_its_end(disk_gue
 
 @pytest.mark.parametrize(
     ("menu", "firmware", "prompt"),
-    [("no-config", "bios", "grub> "), ("no-config", "efi", "grub> "), ("wrong-prefix", "bios", "grub rescue> ")],
+    [
+        ("no-config", "bios", "grub> "),
+        ("no-config", "efi", "grub> "),
+        ("wrong-prefix", "bios", "grub rescue> "),
+    ],
 )
 def test_a_grub_that_lost_its_way_is_led_to_a_root_shell(
     menu: str, firmware: str, prompt: str, disk_guest: StartGuest
