@@ -58,6 +58,7 @@ MOST_WORDS: Final = 1 << 20
 """Characters that a stub may print in answer to one command."""
 OWED_SECONDS: Final = 2.0
 """How long a target is stayed with that somebody's unfinished step may stop once more."""
+_LEAVING: Final = TargetError(EBUSY, "the last debugger is leaving")
 _OVERHEAD: Final = 32
 """Bytes that a packet needs beside its data: letter, address, length, frame."""
 
@@ -120,6 +121,8 @@ class StubClient:
         self._resuming = self._interrupt_wanted = False
         self._heard = False
         self._left: Reply[None] | None = None
+        self._is_leaving = False
+        """Whether the stub has been asked to let the target go: nothing may follow."""
         self._is_staying = False
         """Whether a target was let go that may still stop for a step that is owed."""
         self._stepping: ThreadId | None = None
@@ -536,6 +539,10 @@ class StubClient:
     # -- asking ---------------------------------------------------------------------------------------------
 
     def _ask(self, payload: bytes, answer: Answer) -> None:
+        if self._is_leaving:
+            # What goes on by itself, as a long read in pieces does, ends here.
+            answer(_LEAVING)
+            return
         waiting = self._waiting
         if self._queue or len(waiting) >= self.dialect.pipeline:
             self._queue.append((payload, answer))
@@ -555,6 +562,8 @@ class StubClient:
 
     def _refusal(self) -> TargetError | None:
         """Why nothing can be asked now, or None."""
+        if self._is_leaving and self.state is not State.CLOSED:
+            return _LEAVING
         match self.state:
             case State.STOPPED | State.GREETING:
                 return None
@@ -662,6 +671,7 @@ class StubClient:
         waiting = self._waiting
         if (
             self.state is not State.STOPPED
+            or self._is_leaving
             or thread != self._selected
             or not self._memory.fits(length)
             or self._queue
@@ -918,6 +928,7 @@ class StubClient:
             return
 
         def answer(reply: RawReply) -> None:
+            self._is_leaving = False
             error = as_done(reply)
             if error is None:
                 self.inserted.clear()
@@ -928,15 +939,25 @@ class StubClient:
                 answer(reply)
             else:
                 # QEMU refuses it when any debugger before us has negotiated processes.
-                self._ask(b"D;1", answer)
+                self._ask_last(b"D;1", answer)
 
         if self.dialect.multiprocess:
-            self._ask(b"D;1", answer)
+            self._ask_last(b"D;1", answer)
         else:
-            self._ask(b"D", plain)
+            self._ask_last(b"D", plain)
         if early:
             # Whoever is told of the reply may close the line before its acknowledgement is on the way.
             self._link.output.append(b"+")
+
+    def _ask_last(self, payload: bytes, answer: Answer) -> None:
+        """Ask something behind which nothing may be asked.
+
+        QEMU has no current processor once it has let its process go, and reads memory of it nevertheless: it dies of
+        that (gdbstub.c, ``handle_detach``, then ``handle_read_mem``; seen with QEMU 7.2).
+        """
+        self._is_leaving = False
+        self._ask(payload, answer)
+        self._is_leaving = True
 
 
 class _Steps:

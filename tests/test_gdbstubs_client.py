@@ -633,6 +633,36 @@ def test_nothing_follows_a_detach_at_a_stop(bench: Bench) -> None:
     assert bench.machine.running
 
 
+def test_what_goes_on_by_itself_ends_at_a_detach(bench: Bench) -> None:
+    """QEMU dies of a read behind ``D``: it has no current processor any more."""
+    client = bench.client
+    pieces: list[Any] = []
+
+    def goes_on(result: bytes | TargetError) -> None:
+        pieces.append(result)
+        if not isinstance(result, TargetError):
+            client.read_memory(ONE, 0x1000, 4, goes_on)
+
+    client.read_memory(ONE, 0x1000, 4, goes_on)
+    client.detach(bench.answers.append)
+    client.read_memory(TWO, 0x1000, 4, pieces.append)
+    assert not client.pass_read(ONE, 0x1000, 4, packet(b"m1000,4"), lambda *_: None)
+    bench.exchange()
+    assert [str(one) for one in pieces if isinstance(one, TargetError)] == [
+        "the last debugger is leaving"
+    ] * 2
+    assert [isinstance(one, bytes) for one in pieces] == [False, True, False]
+    assert bench.answers[1:] == [None]
+    assert bench.seen()[-1] == b"D;1"
+    assert bench.machine.running
+
+
+def test_who_was_not_let_go_may_be_asked_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench.machine, "_detach", lambda rest: bench.machine._say(b"E22"))
+    assert isinstance(bench.ask(bench.client.detach), TargetError)
+    assert bench.ask(bench.client.read_memory, ONE, 0x1000, 4) == memory_at(0x1000, 4)
+
+
 # ── the registers' order ────────────────────────────────────────────────────────────────────────────────────
 
 
