@@ -52,8 +52,8 @@ _UNASKED_WHOLE: Final = re.compile(
 )
 # The answer to ``?``, which alone may be sent to a kernel that runs and waits in its UART, perhaps for long.
 _STOP_WHOLE: Final = re.compile(_UNASKED_WHOLE.pattern + rb"[+-]{0,8}")
-# A ``$`` that was typed makes kgdb give its stop up, by a ``-``.
-_GIVEN_UP_WHOLE: Final = re.compile(_UNASKED_WHOLE.pattern + rb"-?")
+# A ``$`` that was typed makes kgdb give its stop up, by a ``-``; what looks like a packet behind it has one, too.
+_GIVEN_UP_WHOLE: Final = re.compile(_UNASKED_WHOLE.pattern + rb"-{0,8}")
 _UNASKED_PART: Final = re.compile(
     rb"\$(?:T(?:[0-9a-f](?:[0-9a-f][0-9A-Za-z:;,.-]*(?:#[0-9a-f]?)?)?)?"
     rb"|[SWE](?:[0-9a-f](?:[0-9a-f](?:#[0-9a-f]?)?)?)?|O(?:[0-9a-f]+(?:#[0-9a-f]?)?)?)?"
@@ -147,6 +147,7 @@ class LineDemultiplexer:
         "_last",
         "_leaving",
         "_now",
+        "_refusals",
         "_repeats",
         "_resuming",
         "_stop",
@@ -184,6 +185,7 @@ class LineDemultiplexer:
         self._stop_until: float | None = None
         self._stop: bytes | None = None  # not acknowledged yet: kgdb repeats it for each byte that it reads
         self._repeats = 0
+        self._refusals = 0  # of typed keys, which may come
         self._stopped_at = 0.0
         self._tail = b""
 
@@ -477,6 +479,7 @@ class LineDemultiplexer:
 
     def _replied(self, payload: bytes) -> None:
         self._asks = False
+        self._refusals = 0
         if payload != b"OK":
             self._leaving = False
         elif self._leaving and self._acked_ahead:
@@ -492,6 +495,7 @@ class LineDemultiplexer:
     def _acknowledged_stop(self, *, gave_up: bool, surely: bool) -> None:
         """Take note that kgdb waits for an acknowledgement no more, and before has read a byte for each repeat."""
         self._stop = None
+        self._refusals = _MOST_ACKS if gave_up else 0
         surely = surely and not self.counts.damaged
         self.keys.swallowed(self._repeats, self._stopped_at, gave_up=gave_up, surely=surely)
 
@@ -500,6 +504,10 @@ class LineDemultiplexer:
         if byte == 0x2D and self._stop is not None and self.keys.has_sent_dollar(self._stopped_at):
             # At a key of the user's; what was sent to the stub is yet to be read.
             self._acknowledged_stop(gave_up=True, surely=True)
+            return position + 1
+        if byte == 0x2D and self._refusals:
+            # Of what was typed behind the ``$``, or of a request that this has spoiled: the link's to find out.
+            self._refusals -= 1
             return position + 1
         if byte not in b"+-" or not self._acks:
             return _TEXT
@@ -565,7 +573,7 @@ class LineDemultiplexer:
         self.state = State.RUNS
         self._stop = None
         self._is_garbled = False
-        self._acks = 0
+        self._acks = self._refusals = 0
         self._asks = self._resuming = self._leaving = self._unanswered = False
         self._doubted = 0
 
