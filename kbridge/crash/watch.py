@@ -90,8 +90,8 @@ class CrashWatch:
         self._stops: list[Callable[[], None]] = []
         self._timers: dict[str, IDelayedCall] = {}
         self._is_dead = False
-        self._last_title = ""
-        """Of the last crash that the console told in this life."""
+        self._before_panic = ""
+        """The title of an oops of this life behind which nothing of a panic was said yet."""
         self._is_leaving = False
         """The machine has said that it shuts down: that its monitor goes is no news then."""
         self._hands_off = ""
@@ -190,9 +190,10 @@ class CrashWatch:
             # A kernel that has died enters it again for whoever asks for its prompt.
             return
         # A guest that was paused in panic() says the rest when it is let go: that it panics, of the same.
-        if self._is_dead and PANIC in event.begin.line and title.title == self._last_title:
+        is_rest = self._is_dead and PANIC in event.begin.line and title.title == self._before_panic
+        self._before_panic = "" if PANIC in event.text else title.title
+        if is_rest:
             return
-        self._last_title = title.title
         # A log that somebody has printed is not to stop a guest.
         doubtful = bool(event.begin.doubt)
         died = not doubtful and fatal(title.kind, event.text)
@@ -311,7 +312,7 @@ class CrashWatch:
     def _alive(self) -> None:
         """Begin a life."""
         self._is_dead = self._is_leaving = False
-        self._hands_off = self._last_title = ""
+        self._hands_off = self._before_panic = ""
         self._boot = self._guest.recorder.ring.head
         self._said_at = self._now()
 
