@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -203,6 +204,22 @@ def test_the_rest_of_a_panics_text_is_the_same_death(watched: Watched) -> None:
     watched.says(BOOT + OOPS + FATAL)
     watched.wait(2)
     assert watched.titles[2:] == watched.titles[:1]
+
+
+def test_a_word_of_the_monitor_that_comes_late_is_of_what_was_before(watched: Watched) -> None:
+    assert watched.machine is not None
+    watched.says(BOOT + PANIC + END)
+    watched.wait(0.5)
+    # It was let go before it said that; the relay was busy.
+    watched.machine.says("machine.resume", ours=False, time=time.time() - 10)
+    watched.panics()
+    watched.wait(2)
+    assert watched.titles == ["kernel panic: sysrq triggered crash"]
+    # Let go after that, and put back by it perhaps, it may die once more.
+    watched.machine.says("machine.resume", ours=False, time=time.time() + 10)
+    watched.panics()
+    watched.wait(2)
+    assert watched.titles[1:] == ["kernel panic"]
 
 
 def test_what_the_kernel_survives_is_no_death(watched: Watched) -> None:

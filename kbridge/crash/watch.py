@@ -92,6 +92,8 @@ class CrashWatch:
         self._is_dead = False
         self._before_panic = ""
         """The title of an oops of this life behind which nothing of a panic was said yet."""
+        self._crash_at = 0.0
+        """When the last text of a crash began, in wall-clock seconds since 1970, as the monitor tells its times."""
         self._is_leaving = False
         """The machine has said that it shuts down: that its monitor goes is no news then."""
         self._hands_off = ""
@@ -151,14 +153,19 @@ class CrashWatch:
         cursor, head = self._cursor, self._guest.recorder.ring.head
         if cursor.offset == head:
             return
+        was_crash = self._detector.is_crash
         for _ in range(PIECES_A_TURN):
             found = cursor.next(PIECE_BYTES)
             if found is None:
                 break
             if isinstance(found, Gap):
-                self._tell(self._detector.reset(found.offset + found.lost))
+                events = self._detector.reset(found.offset + found.lost)
             else:
-                self._tell(self._detector.feed(found.data))
+                events = self._detector.feed(found.data)
+            if not was_crash and (events or self._detector.is_crash):
+                was_crash = True
+                self._crash_at = time.time()
+            self._tell(events)
             if cursor.offset >= head:
                 # What comes next has its turn with the next sweep.
                 break
@@ -275,7 +282,10 @@ class CrashWatch:
                 self._alive()
             case "machine.resume":
                 self._said_at = self._now()
-                if not (event.data.get("ours") or self._is_controlled()):
+                # A busy relay reads the monitor's word after what the guest has said since.
+                self._look()
+                is_late = event.data.get("time", self._crash_at) < self._crash_at
+                if not (event.data.get("ours") or self._is_controlled() or is_late):
                     self._go_on()
             case _:
                 pass
@@ -318,7 +328,6 @@ class CrashWatch:
 
     def _go_on(self) -> None:
         """Take a guest that somebody lets go, perhaps from an earlier moment: so a snapshot shows that was loaded."""
-        self._look()
         self._detector.may_be_put_back()
         self._is_dead = False
         self._hands_off = ""
