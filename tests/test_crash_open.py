@@ -147,7 +147,8 @@ def test_the_processor_that_panicked_is_shown_first_and_all_tasks_are_threads(de
     threads = TASK.findall(said)
     processors = [one for one in threads if one[2]]
     assert [one[2] for one in processors] == ["0", "1"]
-    assert [one[4] for one in processors if one[3]] == ["sh"]
+    # The other may have been at work too.
+    assert "sh" in [one[4] for one in processors if one[3]]
     shown = {int(one[5]): one[6] for one in threads if one[5]}
     # What is short-lived may have ended between the list and the panic.
     lasting = {pid: name for pid, name in dead.tasks.items() if pid in shown}
