@@ -328,6 +328,9 @@ class CrashWatch:
 
     def _go_on(self) -> None:
         """Take a guest that somebody lets go, perhaps from an earlier moment: so a snapshot shows that was loaded."""
+        if self._is_dead:
+            # What it has said since it was let go is of the life that ends here.
+            self._settle()
         self._detector.may_be_put_back()
         self._is_dead = False
         self._hands_off = ""
