@@ -135,9 +135,12 @@ class Bridge:
             assert self.relay.wait(40) == 0, (self.dir / "errors.txt").read_text()
         os.kill(self.guest["pid"], signal.SIGKILL)
         errors = (self.dir / "errors.txt").read_text()
-        shutil.rmtree(self.dir, ignore_errors=True)
         if ignored[0] is not None:
-            print(errors[-4000:])  # what pytest shows of a failure
+            # What pytest shows of a failure.
+            print(errors[-4000:])
+            told = self.dir / "state/guests/web1/timeline.jsonl"
+            print(told.read_text()[-8000:] if told.exists() else "no time line")
+        shutil.rmtree(self.dir, ignore_errors=True)
         assert "Traceback" not in errors, errors
 
     # -- the relay ------------------------------------------------------------------------------------------

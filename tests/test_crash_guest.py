@@ -149,51 +149,6 @@ def test_what_is_kept_is_listed_shown_and_exported(cloud: Crashing) -> None:
     assert cloud.run("crash", "show", panic["id"]).stdout == shown.stdout
 
 
-LKDTM = [
-    ("WARNING", "WARNING in lkdtm_WARNING", "lkdtm_WARNING", "drivers/misc/lkdtm/bugs.c"),
-    (
-        "EXCEPTION",
-        "BUG: unable to handle kernel NULL pointer dereference in lkdtm_EXCEPTION",
-        "lkdtm_EXCEPTION",
-        "drivers/misc/lkdtm/bugs.c",
-    ),
-    ("BUG", "kernel BUG in lkdtm_BUG", "lkdtm_BUG", "drivers/misc/lkdtm/bugs.c"),
-    (
-        "EXEC_NULL",
-        "BUG: unable to handle kernel NULL pointer dereference in execute_location",
-        "execute_location",
-        "drivers/misc/lkdtm/perms.c",
-    ),
-    (
-        "CORRUPT_LIST_ADD",
-        "BUG: corrupted list in lkdtm_CORRUPT_LIST_ADD",
-        "lkdtm_CORRUPT_LIST_ADD",
-        "drivers/misc/lkdtm/bugs.c",
-    ),
-    (
-        "WRITE_RO",
-        "BUG: unable to handle kernel paging request in lkdtm_WRITE_RO",
-        "lkdtm_WRITE_RO",
-        "drivers/misc/lkdtm/perms.c",
-    ),
-]
-
-
-@pytest.mark.parametrize(("what", "title", "function", "file"), LKDTM, ids=[one[0] for one in LKDTM])
-def test_an_oops_is_kept_and_its_guest_goes_on(
-    kgdb: Crashing, what: str, title: str, function: str, file: str
-) -> None:
-    kgdb.provoke(what)
-    report = kgdb.crash(title)
-    assert report["where"]["symbol"] == function
-    assert report["where"]["calls"][-1]["file"] == file
-    assert not report["fatal"]
-    assert report["outcome"] == "went on"
-    assert report["state"] == "complete", report["parts"]
-    assert any(f"{file}:" in line for line in report["explained"])
-    kgdb.goes_on()
-
-
 @pytest.mark.slow
 def test_a_guest_that_was_paused_for_a_capture_is_let_go_however_its_relay_ends(kgdb: Crashing) -> None:
     monitor = kgdb.monitor()
