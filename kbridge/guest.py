@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
@@ -40,6 +40,9 @@ from kbridge.transports.opening import open_line
 from kbridge.transports.poller import LinePoller
 from kbridge.transports.shared_line import SharedLine
 from kbridge.transports.streams import SocketAccess
+
+if TYPE_CHECKING:
+    from kbridge.boot.running import BootRun
 
 _DIALECTS: Final = {StubDialect.QEMU: QEMU, StubDialect.KGDB: KGDB, StubDialect.PLAIN: PLAIN}
 POWER_ACTIONS: Final = ("on", "off", "cycle", "reset", "pause", "resume", "nmi")
@@ -82,6 +85,8 @@ class Guest:
         self.recorder = Recorder(state, config.ring_bytes, timeline_bytes=config.timeline_bytes)
         self.packets: PacketRecord | None = None
         self.pen = Pen()
+        self.boot: BootRun | None = None
+        """The one that goes on."""
         self.machine: Machine | None = None
         self.line: ConsoleLine | None = None
         self.relay: Relay | None = None

@@ -572,12 +572,14 @@ def drive(
     pieces: Callable[[bytes], list[bytes]] = lambda data: [data],
     most_seconds: float = 5000.0,
     catches: bool = True,
+    answers: Callable[[str], str | None] | None = None,
+    thinks: float = 100.0,
     **options: Any,
 ) -> Run:
     """Run it to its end.
 
     ``arrives`` and ``typed`` say what becomes of bytes on the line, ``pieces`` how they are read; ``catches`` whether
-    the debug stub sees the kernel begin.
+    the debug stub sees the kernel begin.  ``answers`` is who is asked for a secret, and ``thinks`` so many seconds.
     """
     machine = Machine(wishes, nonce="kb0001", **options)
     now = 0.0
@@ -605,6 +607,11 @@ def drive(
             data, out = arrives(out.encode("latin-1")), ""
             for piece in pieces(data):
                 machine.receive(piece, now)
+            continue
+        if machine.asking and answers is not None:
+            now += thinks
+            machine.tick(now)
+            machine.give(answers(machine.asking), now)
             continue
         deadline = machine.deadline
         assert deadline is not None, "every state has a deadline"

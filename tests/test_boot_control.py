@@ -255,6 +255,64 @@ def test_roots_password() -> None:
     assert (run.outcome.reason, run.outcome.asks) == (Reason.ASKED, "root")
 
 
+def test_a_person_is_asked_for_a_password_when_the_guest_asks() -> None:
+    """For longer than its state may last; it is typed, and shown nowhere."""
+    loader = Grub(Guest(asks="swordfish"), password=("admin", "hunter2"))
+    passwords = {"loader": "hunter2", "root": "swordfish"}
+    run = drive(loader, SINGLE, user="admin", may_ask=True, answers=passwords.pop)
+    assert done(run)
+    assert loader.guest.booted == [WANTED]
+    asked = [(entry.state, dict(entry.fields)) for entry in run.entries if entry.kind == "asks"]
+    assert asked == [
+        (State.LOGIN, {"asks": "loader", "user": "admin", "seconds": 120.0}),
+        (State.LOGIN, {"asks": "root", "user": "root", "seconds": 120.0}),
+    ]
+    assert not any(word in repr(run.entries) for word in ("hunter2", "swordfish"))
+
+
+@pytest.mark.parametrize(
+    ("loader", "asks", "words"),
+    [
+        (lambda: Grub(password=("root", "hunter2")), "loader", "asks for a user's name and password"),
+        (lambda: Grub(Guest(asks="hunter2")), "root", "root's password is asked for"),
+    ],
+)
+def test_who_gives_no_password_has_what_is_said_without_him(
+    loader: Callable[[], Grub], asks: str, words: str
+) -> None:
+    """At once when he gives up, after two minutes when nobody is there; and he is not asked for what was given."""
+    given_up = drive(loader(), SINGLE, may_ask=True, answers=lambda _name: None, thinks=1.0)
+    nobody = drive(loader(), SINGLE, may_ask=True)
+    for run in (given_up, nobody):
+        assert failed(run, words)
+        assert (run.outcome.reason, run.outcome.asks) == (Reason.ASKED, asks)
+    assert given_up.seconds < 10
+    assert 120 < nobody.seconds < 130
+    assert "nobody gave the password in time" in repr(nobody.entries)
+    wrong = drive(loader(), SINGLE, may_ask=True, answers=lambda _name: "x")
+    assert wrong.outcome.end is End.FAILED
+    assert ("refused" if asks == "loader" else "is wrong") in wrong.outcome.what
+    given = drive(loader(), SINGLE, may_ask=True, secrets={asks: "hunter2"})
+    assert done(given)
+    assert not [entry for entry in given.entries if entry.kind == "asks"]
+
+
+def test_a_guest_that_dies_while_a_person_is_asked_is_told_at_once() -> None:
+    """What is typed then is not wanted any more."""
+    machine = Machine(SINGLE, nonce="kb0001", may_ask=True, way=Way.STUB)
+    machine.start(0.0)
+    machine.restarted(0.0)
+    machine.caught()
+    machine.receive(b"[    0.000000] Linux version 6.1.0-1 (a@b) #1 SMP\r\n", 1.0)
+    machine.receive(b"Give root password for maintenance\r\n(or press Control-D to continue): ", 2.0)
+    assert machine.asking == "root"
+    assert machine.deadline == 122.0
+    machine.receive(b"\r\n[    9.000000] Kernel panic - not syncing: no\r\n", 50.0)
+    assert not machine.asking
+    assert machine.outcome is not None
+    assert machine.outcome.what == "the kernel panicked"
+
+
 # ── what a shell is ─────────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -10,12 +10,12 @@ from loaders_lab import FORCE, PLAIN, Grub
 from twisted.internet.task import Clock
 
 from kbridge.boot.control import End
-from kbridge.boot.running import BootRun
+from kbridge.boot.running import BootRun, Question
 from kbridge.boot.wishes import Wishes
 from kbridge.console.log import History
 from kbridge.console.pen import Pen
 from kbridge.console.recorder import Recorder
-from kbridge.errors import GuestError, LineError, MachineError, PenHeldError
+from kbridge.errors import GuestError, KbridgeError, LineError, MachineError, PenHeldError
 from kbridge.frontends.log_text import LogReader
 from kbridge.hypervisors.interface import MachineEvent
 from kbridge.transports.lines import LineState
@@ -87,6 +87,7 @@ class Guest:
         self.reactor = Clock()
         self.recorder = Recorder(folder)
         self.pen = Pen()
+        self.boot: Any = None
         self.line: Any = Line()
         self.machine: Any = Monitor()
         self.loader = Grub()
@@ -122,7 +123,9 @@ class Guest:
     def is_free(self) -> bool:
         """Whether nothing of a run is left."""
         watched = self.recorder._watchers or (self.machine is not None and self.machine.listeners)
-        return not (self.pen.holder or self.line.listeners or watched or self.reactor.getDelayedCalls())
+        return not (
+            self.boot or self.pen.holder or self.line.listeners or watched or self.reactor.getDelayedCalls()
+        )
 
     def told(self) -> list[dict[str, Any]]:
         """What is on the time line."""
@@ -184,6 +187,33 @@ def test_secrets_are_recorded_nowhere(guest: Guest) -> None:
     assert "hunter2" not in said
     assert "swordfish" not in said
     assert "***" in said
+
+
+def test_what_a_run_asks_for_is_given_by_its_name(guest: Guest) -> None:
+    """The question can be seen on the guest; an answer to another question is refused; it is recorded nowhere."""
+    guest.loader = Grub(password=("root", "hunter2"))
+    run = guest.run(may_ask=True)
+    guest.go_on(run, 5.0)
+    question = run.question
+    assert question is not None
+    assert guest.boot is run
+    assert question.secret == "loader"
+    asks = next(one for one in entries(run) if one["kind"] == "asks")
+    assert (asks["asks"], asks["user"], asks["seconds"]) == ("loader", "root", 120.0)
+    for other in (Question("another", "loader"), Question(question.run, "root")):
+        with pytest.raises(KbridgeError, match="does not ask for that now"):
+            run.answer(other, "x")
+    run.answer(question, "hunter2")
+    assert run.question is None
+    guest.go_on(run)
+    assert run.outcome is not None
+    assert run.outcome.end is End.DONE, run.outcome
+    assert guest.is_free()
+    with pytest.raises(KbridgeError, match="it asks for nothing"):
+        run.answer(question, "hunter2")
+    told = json.dumps([entries(run), guest.told()])
+    assert "hunter2" not in told
+    assert '"did": "asks"' in told
 
 
 def test_a_guest_that_a_debugger_holds_is_reset_by_force_only(guest: Guest) -> None:

@@ -120,6 +120,7 @@ def valid_body(route_name: str) -> bytes:
         "power": b'{"action": "pause"}',
         "break": b'{"sysrq": "h"}',
         "boot": b'{"single_user": true}',
+        "boot-secret": b'{"run": "4a48c2f3", "asks": "root", "secret": "x"}',
         "capture": b"{}",
         "expect": b'{"script": "send \\"x\\""}',
     }

@@ -1,7 +1,8 @@
 r"""A boot that obeys: console bytes and time in; keys, a reset, words for the transcript and the outcome out.
 
 in          bytes of the console (``receive``), bytes that were lost, time (``tick``), that the machine was reset or
-            ended, what became of keys and of the reset, the loss of the line or the pen, an order to stop
+            ended, what became of keys and of the reset, a secret that was asked for (``give``), the loss of the line
+            or the pen, an order to stop
 out         ``effects``: keys for the line, what the machine is to do, entries of the transcript; ``deadline``;
             ``outcome`` at the end
 states      those of ``states``, as the console shows them; and where the run is in them:
@@ -10,7 +11,8 @@ states      those of ``states``, as the console shows them; and where the run is
                             │ a dialogue with the loader   │ a dialogue with sulogin or the shell
                             └── no word for the loader: BOOTED at once
 
-invariant   every state but the last has a deadline: without a byte, and in all (``recipes.PATIENCE``, scaled);
+invariant   every state but the last has a deadline: without a byte, and in all (``recipes.PATIENCE``, scaled); while a
+            person is asked for a secret, that of the question instead (``dialogue.ANSWER``, scaled)
             nothing is typed at a guest that was not reset, nothing is booted whose edit was not read back;
             ``DONE`` only when what was wished was seen
 
@@ -27,7 +29,7 @@ from enum import Enum, StrEnum, auto
 from typing import TYPE_CHECKING, Any, Final
 
 from kbridge.boot import editing, finding, menus, one_row, prompts, shells
-from kbridge.boot.dialogue import GaveUp, Note, Press, Until
+from kbridge.boot.dialogue import ANSWER, LOADER, Ask, GaveUp, Note, Press, Until
 from kbridge.boot.recipes import ESCAPE, GRUB, PATIENCE, RECIPES, Editor
 from kbridge.boot.sight import Sight
 from kbridge.boot.states import State
@@ -40,7 +42,7 @@ from kbridge.expect.script import Pace, quoted
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping
 
-    from kbridge.boot.dialogue import Dialogue
+    from kbridge.boot.dialogue import Dialogue, Step
     from kbridge.boot.recipes import Recipe
     from kbridge.boot.states import Change
     from kbridge.boot.symptoms import Symptom
@@ -114,8 +116,8 @@ class Entry:
     """One line of a transcript.
 
     ``kind``: ``state`` (``evidence``, ``lasted``: how long the one before it was), ``sent`` (``keys``), ``reset``
-    (``by_stub``), ``note`` (``text``), ``gap`` (``lost``), ``end``.  The console's text is as ``quoted`` has it:
-    nothing in it acts on a terminal.
+    (``by_stub``), ``note`` (``text``), ``asks`` (``asks``: which secret; ``user``: whose; ``seconds`` for it), ``gap``
+    (``lost``), ``end``.  The console's text is as ``quoted`` has it: nothing in it acts on a terminal.
     """
 
     kind: str
@@ -171,6 +173,7 @@ class Machine:
         nonce: str,
         secrets: Mapping[str, str] | None = None,
         user: str = "root",
+        may_ask: bool = False,
         patience: float = 1.0,
         reset: bool = True,
         way: Way = Way.LOADER,
@@ -179,7 +182,8 @@ class Machine:
     ) -> None:
         """``nonce`` marks a shell's answers; ``patience`` multiplies all deadlines.
 
-        Without ``reset`` somebody else restarts the machine.
+        Without ``reset`` somebody else restarts the machine.  ``may_ask`` tells that somebody may be asked for a secret
+        that is wanting.
 
         ``way`` is what there is: who gives ``STUB`` or ``AUTO`` knows that the stub can.
         """
@@ -187,6 +191,11 @@ class Machine:
         self._nonce = nonce
         self._secrets = dict(secrets or {})
         self._user = user
+        self._may_ask = may_ask
+        self._asking = ""
+        """The secret that somebody is asked for now."""
+        self._answered_at = 0.0
+        """When the last question ended: what the guest took meanwhile was not its own time."""
         self._patience = patience
         self._reset = reset
         self._by_stub = way is Way.STUB
@@ -240,6 +249,11 @@ class Machine:
         return self._sight.state
 
     @property
+    def asking(self) -> str:
+        """The secret that somebody is asked for now; empty for none."""
+        return self._asking
+
+    @property
     def _wants_loader(self) -> bool:
         wishes = self._wishes
         return not self._by_stub and (wishes.edits or bool(wishes.entry) or wishes.goal is Goal.LOADER)
@@ -269,7 +283,7 @@ class Machine:
 
     def start(self, now: float) -> None:
         """Begin."""
-        self._began = self._reset_at = self._since = self._stirred = self._ready = now
+        self._began = self._reset_at = self._since = self._stirred = self._ready = self._answered_at = now
         if self._reset:
             self._start_anew(now)
         else:
@@ -382,6 +396,15 @@ class Machine:
             now, f"{holder} took the pen", f"it was {self._where()}", "run it again when the console is free"
         )
 
+    def give(self, secret: str | None, now: float) -> None:
+        """Answer what is asked; ``None`` gives up."""
+        assert self._asking
+        if secret is not None:
+            self._secrets[self._asking] = secret
+        self._asking = ""
+        self._answered_at = now
+        self._go(now)
+
     def cancel(self, why: str, now: float) -> None:
         """Stop."""
         if self._phase is not _Phase.ENDED:
@@ -483,7 +506,7 @@ class Machine:
     def _by_menu(self, recipe: Any) -> Dialogue:
         wishes, sight = self._wishes, self._sight
 
-        def look() -> Generator[Press | Until | Note, bool, bool]:
+        def look() -> Generator[Step, bool, bool]:
             return editing.is_menu(recipe, sight, self._secrets, self._user)
 
         if wishes.entry:
@@ -634,6 +657,7 @@ class Machine:
             self._dialogue.close()
         self._dialogue = None
         self._until = None
+        self._asking = ""
         self._out.clear()
         self._rest = b""
 
@@ -695,9 +719,21 @@ class Machine:
                 self._until_end = now + wanted.seconds * self._patience
             case Note(words):
                 self._note("note", now, text=words)
+            case Ask(secret):
+                self._ask(secret, now)
         return True
 
-    def _answer(self, dialogue: Dialogue, now: float) -> Press | Until | Note | None:
+    def _ask(self, secret: str, now: float) -> None:
+        """Ask for a secret, where somebody is there to be asked."""
+        if not self._may_ask:
+            return
+        seconds = ANSWER * self._patience
+        whose = self._user if secret == LOADER else "root"
+        self._asking = secret
+        self._until, self._until_end = Until(lambda: not self._asking, ANSWER), now + seconds
+        self._note("asks", now, asks=secret, user=whose, seconds=seconds)
+
+    def _answer(self, dialogue: Dialogue, now: float) -> Step | None:
         """Tell a dialogue whether it saw what it waits for; return what it wants next, nothing while it waits."""
         seen = False
         if self._until is not None:
@@ -709,6 +745,9 @@ class Machine:
             if not seen and now < self._until_end:
                 return None
         self._until = None
+        if self._asking:
+            self._asking = ""
+            self._note("note", now, text="nobody gave the password in time")
         return dialogue.send(seen)
 
     def _press(self, press: Press) -> None:
@@ -765,9 +804,11 @@ class Machine:
         if self._phase is _Phase.RESETTING:
             seconds = (RESET_SECONDS if self._reset else REBOOT_SECONDS) * self._patience
             return self._reset_at + seconds, "reset"
+        if self._asking:
+            return self._until_end, "silent"
         patience = PATIENCE[self.state]
-        silent = self._stirred + patience.silent * self._patience
-        whole = self._since + patience.all * self._patience
+        silent = max(self._stirred, self._answered_at) + patience.silent * self._patience
+        whole = max(self._since, self._answered_at) + patience.all * self._patience
         return (silent, "silent") if silent <= whole else (whole, "whole")
 
     def _late(self, how: str, now: float) -> None:

@@ -1,8 +1,8 @@
 """What a dialogue with a boot loader or a guest is made of.
 
 Pure.  A dialogue is a generator: it yields ``Press`` (keys), ``Until`` (what must be seen, and for how long that
-may take; it is sent whether it was) and ``Note`` (words for the transcript).  It ends when it is done, or raises
-``GaveUp``.
+may take; it is sent whether it was), ``Note`` (words for the transcript) and ``Ask`` (a secret that is wanting; it is
+among the secrets then, unless nobody gave it).  It ends when it is done, or raises ``GaveUp``.
 ``control`` carries it on.
 
 pace            at most ``WINDOW`` keys are ahead of what the screen shows: half of a UART's queue, however slowly the
@@ -34,6 +34,8 @@ DRAW: Final = 10.0
 """Seconds for a screen to be drawn: 4000 bytes at 9600 baud take 4."""
 PASSWORD: Final = 30.0
 """Seconds for a password to be checked: GRUB hashes it thousands of times, slowly."""
+ANSWER: Final = 120.0
+"""Seconds for a person to type a password that is asked for while the guest waits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,15 @@ class Note:
     words: str
 
 
-Dialogue: TypeAlias = Generator[Press | Until | Note, bool, None]
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Ask whoever runs it for the secret of this name, one of ``SECRETS``."""
+
+    secret: str
+
+
+Step: TypeAlias = Press | Until | Note | Ask
+Dialogue: TypeAlias = Generator[Step, bool, None]
 
 
 class GaveUp(Exception):

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import re
     from collections.abc import Callable, Generator, Mapping
 
-    from kbridge.boot.dialogue import Dialogue
+    from kbridge.boot.dialogue import Dialogue, Step
     from kbridge.boot.recipes import Menu, Recipe
     from kbridge.boot.sight import Frame, Sight, TextLine
     from kbridge.boot.wishes import CommandLine, Wishes
@@ -103,7 +103,7 @@ def _leave(recipe: Recipe, editor: Editor, sight: Sight) -> Dialogue:
 
 def is_menu(
     recipe: Recipe, sight: Sight, secrets: Mapping[str, str], user: str
-) -> Generator[Press | Until | Note, bool, bool]:
+) -> Generator[Step, bool, bool]:
     """Look whether the chosen entry is a menu of its own; the menu is there again then."""
     menu, editor = recipe.menu, recipe.editor
     if menu is None or not isinstance(editor, Editor):
@@ -215,7 +215,7 @@ class _Text:
         at = sight.cursor_in(line, frame, wraps)
         return line.text.ljust(at) if at >= len(line.text) else None
 
-    def has(self, pattern: re.Pattern[str]) -> Generator[Press | Until | Note, bool, bool]:
+    def has(self, pattern: re.Pattern[str]) -> Generator[Step, bool, bool]:
         """Go through the text; return whether a line of it matches."""
         for _ in range(MAX_MOVES):
             before = self._rows()

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar
 
-from kbridge.boot.dialogue import DRAW, ECHO, MAX_REPAIRS, GaveUp, Note, Press, Until
+from kbridge.boot.dialogue import DRAW, ECHO, MAX_REPAIRS, GaveUp, Note, Press, Step, Until
 from kbridge.boot.kernels import (
     CONFIG,
     EFI_FOLDER,
@@ -53,7 +53,7 @@ _MENUS: Final = frozenset({State.MENU, State.COUNTDOWN})
 _NESTED: Final = "ESC at any time exits"
 
 _T = TypeVar("_T")
-_Steps: TypeAlias = Generator[Press | Until | Note, bool, _T]
+_Steps: TypeAlias = Generator[Step, bool, _T]
 
 
 def find(recipe: Recipe, wishes: Wishes, sight: Sight) -> _Steps[bool]:

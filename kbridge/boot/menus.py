@@ -11,6 +11,7 @@ from kbridge.boot.dialogue import (
     MASK,
     MAX_MOVES,
     PASSWORD,
+    Ask,
     GaveUp,
     Note,
     Press,
@@ -23,7 +24,7 @@ from kbridge.boot.states import State
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping
 
-    from kbridge.boot.dialogue import Dialogue
+    from kbridge.boot.dialogue import Dialogue, Step
     from kbridge.boot.recipes import Menu, Recipe, Terminals
     from kbridge.boot.sight import Sight
 
@@ -43,7 +44,7 @@ def choose(
     recipe: Recipe,
     entry: str,
     sight: Sight,
-    is_menu: Callable[[], Generator[Press | Until | Note, bool, bool]],
+    is_menu: Callable[[], Generator[Step, bool, bool]],
 ) -> Dialogue:
     """Choose an entry, which is left to be booted or edited; ``>`` goes into a menu of its own.
 
@@ -127,6 +128,8 @@ def draw_here_only(
 
 def give_name(sight: Sight, secrets: Mapping[str, str], user: str) -> Dialogue:
     """Give a loader's user's name and password; ends before it says what it thinks of them."""
+    if user and LOADER not in secrets:
+        yield Ask(LOADER)
     password = secrets.get(LOADER)
     if password is None or not user:
         raise GaveUp(

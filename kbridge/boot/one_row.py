@@ -16,7 +16,7 @@ from kbridge.boot.recipes import LineEditor
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-    from kbridge.boot.dialogue import Dialogue
+    from kbridge.boot.dialogue import Dialogue, Step
     from kbridge.boot.recipes import Recipe
     from kbridge.boot.sight import Sight
     from kbridge.boot.wishes import Wishes
@@ -48,7 +48,7 @@ def edit_one_row(recipe: Recipe, wishes: Wishes, sight: Sight) -> Dialogue:
     )
 
 
-def _add(row: _Row, editor: LineEditor, wishes: Wishes) -> Generator[Press | Until | Note, bool, bool]:
+def _add(row: _Row, editor: LineEditor, wishes: Wishes) -> Generator[Step, bool, bool]:
     """Add what is wished, and boot it where that is what the row shows; return whether it was."""
     head = row.text or ""
     yield Press(editor.end, "End")

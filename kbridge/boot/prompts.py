@@ -14,7 +14,7 @@ from kbridge.boot.recipes import ENTER, KILL_LINE
 from kbridge.boot.wishes import words_of
 
 if TYPE_CHECKING:
-    from kbridge.boot.dialogue import Dialogue
+    from kbridge.boot.dialogue import Dialogue, Step
     from kbridge.boot.recipes import Prompt, Recipe
     from kbridge.boot.sight import Sight
     from kbridge.boot.wishes import Wishes
@@ -132,7 +132,7 @@ def tell_twice_drawn(sign: str, text: str, sight: Sight) -> Dialogue:
 
 def ask(
     sign: str, text: str, sight: Sight, *, erase: bytes = b"", seconds: float = DRAW
-) -> Generator[Press | Until | Note, bool, list[str]]:
+) -> Generator[Step, bool, list[str]]:
     """Type a command and return what it printed, within ``seconds``; ``erase`` as in ``type_in``."""
     yield from type_in(sign, text, sight, erase=erase)
     mark = sight.mark()
@@ -142,7 +142,7 @@ def ask(
     return [line for line in sight.since(mark) if not line.startswith(sign)]
 
 
-def _command_line(prompt: Prompt, sight: Sight) -> Generator[Press | Until | Note, bool, str]:
+def _command_line(prompt: Prompt, sight: Sight) -> Generator[Step, bool, str]:
     """Return the kernel's command line that is set, when it was printed the same way twice: no byte was damaged."""
     answer: list[str] = []
     before: str | None = None

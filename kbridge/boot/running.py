@@ -1,7 +1,7 @@
 """A boot that is controlled: holds the pen, resets the machine, reads the ring from there, keeps the time.
 
 in          the ring's bytes by a cursor; the line's, the pen's and the machine's changes; the reactor's time; the
-            peer's end
+            peer's end; answers to what it asks
 out         keys on the line; a reset by the monitor, or a changed command line by the debug stub; the transcript for
             one peer; each of its entries on the guest's time line
 states      not begun; going on; ended (the pen is free again, whatever ended it)
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import secrets as random
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, assert_never
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -47,6 +48,14 @@ _STOPS: Final = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A secret that a run asks for: one of ``dialogue.SECRETS``."""
+
+    run: str
+    secret: str
+
+
 class BootRun(ConsoleRun):
     """One boot by ``wishes``, and the body of the answer that is its transcript (a ``PieceReader``).
 
@@ -64,6 +73,7 @@ class BootRun(ConsoleRun):
         alive: Callable[[], bool],
         secrets: Mapping[str, str] | None = None,
         user: str = "root",
+        may_ask: bool = False,
         reset: bool = True,
         patience: float = 1.0,
         way: Way = Way.AUTO,
@@ -81,6 +91,7 @@ class BootRun(ConsoleRun):
             nonce=f"kb{random.token_hex(3)}",
             secrets=secrets,
             user=user,
+            may_ask=may_ask,
             patience=patience,
             reset=reset,
             way=self._possible(),
@@ -92,6 +103,26 @@ class BootRun(ConsoleRun):
     def outcome(self) -> Outcome | None:
         """How it ended; ``None`` while it goes on."""
         return self._machine.outcome
+
+    @property
+    def question(self) -> Question | None:
+        """What somebody is asked for now."""
+        return Question(self._id, self._machine.asking) if self._machine.asking else None
+
+    def answer(self, question: Question, secret: str | None) -> None:
+        """Give the secret that is asked for, or with ``None`` give up; raises ``KbridgeError`` where it is another."""
+        if self.question != question:
+            raise KbridgeError(
+                f"run {self._id} on {self._guest.name} does not ask for that now",
+                why="it asks for another" if self._machine.asking else "it asks for nothing",
+                todo="the transcript and `GET /guests/NAME` say what is asked for, by which run",
+            )
+        self._later(lambda now: self._give(question, secret, now))
+
+    def _give(self, question: Question, secret: str | None, now: float) -> None:
+        # Between the answer and its turn the guest may have gone on.
+        if self.question == question:
+            self._machine.give(secret, now)
 
     def start(self, *, force: bool = False) -> None:
         """Take the pen and begin.
@@ -105,6 +136,7 @@ class BootRun(ConsoleRun):
             self._check_machine(force=force)
         self._line = line
         self._grip = guest.pen.take(f"{self._by} (boot)", force=force, taken=self._pen_taken)
+        guest.boot = self
         recorder = guest.recorder
         recorder.record("console.pen", holder=self._grip.holder)
         recorder.record("boot.start", run=self._id, by=self._by, **self._wished())
@@ -313,4 +345,6 @@ class BootRun(ConsoleRun):
     def _finish(self, fields: dict[str, Any]) -> None:
         if self._changing is not None:
             self._changing.cancel()
+        if self._guest.boot is self:
+            self._guest.boot = None
         super()._finish(fields)

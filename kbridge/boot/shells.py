@@ -11,6 +11,7 @@ from kbridge.boot.dialogue import (
     MAX_PROBES,
     PASSWORD,
     ROOT,
+    Ask,
     GaveUp,
     Note,
     Press,
@@ -43,6 +44,8 @@ def log_in(sight: Sight, secrets: Mapping[str, str]) -> Dialogue:
     if _ENTER_ONLY in asks:
         yield from _answer_with(sight, Press(ENTER, "Enter"))
         return
+    if ROOT not in secrets:
+        yield Ask(ROOT)
     password = secrets.get(ROOT)
     if password is None:
         raise GaveUp(

@@ -23,7 +23,8 @@ PowerAction = Literal["on", "off", "cycle", "reset", "pause", "resume", "nmi"]
 ExpectKind = Literal[
     "start", "waits", "saw", "timeout", "lost", "gap", "quiet", "sent", "notice", "skipped", "end"
 ]
-BootKind = Literal["start", "reset", "state", "sent", "note", "gap", "skipped", "end"]
+BootKind = Literal["start", "reset", "state", "sent", "note", "asks", "gap", "skipped", "end"]
+Secret = Literal["loader", "root"]
 SysRqKey = Annotated[str, Field(pattern="^[0-9A-Za-z]$", description="A SysRq key, such as h for help")]
 
 
@@ -124,6 +125,13 @@ class Sockets(_Given):
     console: str | None
 
 
+class BootQuestion(_Given):
+    """A password that a boot waits for."""
+
+    run: str
+    asks: Secret
+
+
 class GuestStatus(_Given):
     """One guest."""
 
@@ -135,6 +143,7 @@ class GuestStatus(_Given):
     monitor: Monitor | None
     record: Record
     sockets: Sockets
+    boot: BootQuestion | None = Field(description="What a boot asks for and waits for; null for nothing")
     vmlinux: str | None
     debug_dirs: list[str] = Field(description="Where debug files are, the guest's own folders first")
 
@@ -439,9 +448,21 @@ class Boot(_Taken):
         max_length=2,
         description="Passwords, which no transcript shows: `loader` its user's, `root` root's",
     )
+    ask: bool = Field(
+        default=False,
+        description="Wait for a password that is wanting, which `boot/secret` gives, instead of ending",
+    )
     force: bool = Field(
         default=False, description="Take the pen from whoever has it, and reset a guest that a debugger holds"
     )
+
+
+class BootSecret(_Taken):
+    """The answer to what a boot asks for."""
+
+    run: str = Field(max_length=64, description="Which boot: `run` of its first entry")
+    asks: Secret
+    secret: str | None = Field(max_length=1000, description="The password; null gives up")
 
 
 class BootEntry(_Given):
@@ -450,8 +471,8 @@ class BootEntry(_Given):
     time: datetime
     elapsed: float = Field(description="Seconds since the run began")
     kind: BootKind = Field(
-        description="start; reset: the machine starts anew; state: another was seen; sent keys; note: words; gap: text "
-        " came too fast; skipped: entries that the peer read too late; end"
+        description="start; reset: the machine starts anew; state: another was seen; sent keys; note: words; asks: a "
+        "password is wanted now; gap: text came too fast; skipped: entries that the peer read too late; end"
     )
     state: str = Field(description="Where the guest was last seen (docs/boot.md)")
     program: str = Field(description="Who showed that, such as GRUB; empty where that is not known")
@@ -473,7 +494,11 @@ class BootEntry(_Given):
     reason: Literal["other", "loader", "asked"] | None = Field(
         default=None, description="With end: loader: it cannot be stopped; asked: a password is wanting"
     )
-    asks: str | None = Field(default=None, description="With end: the secret that is wanting; empty for none")
+    asks: str | None = Field(
+        default=None, description="With asks and end: the secret that is wanting; empty for none"
+    )
+    user: str | None = Field(default=None, description="With asks: whose password it is")
+    seconds: float | None = Field(default=None, description="With asks: how long it is waited for")
 
 
 class _TraceSelection(_Taken):

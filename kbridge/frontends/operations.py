@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar, cast
 
-from kbridge.boot.running import BootRun
+from kbridge.boot.running import BootRun, Question
 from kbridge.boot.wishes import Wishes
 from kbridge.console.log import History
 from kbridge.crash import store as crash_store
@@ -268,12 +268,25 @@ def boot(call: Call) -> BootRun:
         alive=lambda: call.daemon.guests.get(guest.name) is guest,
         secrets=asked.secrets,
         user=asked.loader_user,
+        may_ask=asked.ask,
         reset=asked.reset,
         patience=asked.patience,
         way=asked.way,
     )
     run.start(force=asked.force)
     return run
+
+
+async def boot_secret(call: Call) -> models.Done:
+    """Give a boot the password that it asks for."""
+    asked, guest = call.given(models.BootSecret), call.guest
+    if guest.boot is None:
+        raise ProblemError(
+            Kind.REFUSED, f"no boot of {guest.name} goes on", hint="what it asks is asked by a boot alone"
+        )
+    offset = guest.recorder.ring.head
+    guest.boot.answer(Question(asked.run, asked.asks), asked.secret)
+    return models.Done(offset=offset)
 
 
 def packets(call: Call) -> TracePieces:
@@ -310,6 +323,13 @@ def follow_packets(call: Call) -> SocketSession:
         follow=True,
     )
     return TraceSession(guest.name, record, reader, alive=lambda: call.daemon.guests.get(guest.name) is guest)
+
+
+def _question(guest: Guest) -> models.BootQuestion | None:
+    asked = None if guest.boot is None else guest.boot.question
+    if asked is None:
+        return None
+    return models.BootQuestion(run=asked.run, asks=cast("models.Secret", asked.secret))
 
 
 def _packets(guest: Guest) -> PacketRecord:
@@ -378,6 +398,7 @@ def status(daemon: Daemon, guest: Guest) -> models.GuestStatus:
             gdb_observe=None if relay is None else str(runtime / "gdb-observe"),
             console=None if guest.line is None else str(runtime / "console"),
         ),
+        boot=_question(guest),
         vmlinux=None if config.vmlinux is None else str(config.vmlinux),
         debug_dirs=[
             str(path) for path in (*config.debug_dirs, *daemon.debug_dirs, debug_links(guest.state_dir))

@@ -178,6 +178,14 @@ ROUTES: Final = (
         problems=(Kind.NOT_CAPABLE, Kind.LINE, Kind.PEN_HELD, Kind.MACHINE, Kind.REFUSED),
     ),
     Route(
+        "boot-secret",
+        "POST",
+        "/guests/{name}/boot/secret",
+        "Give a boot that was started with `ask` the password that it asks for",
+        Answers(operations.boot_secret, models.Done, models.BootSecret),
+        problems=(Kind.REFUSED,),
+    ),
+    Route(
         "packets",
         "GET",
         "/guests/{name}/packets",
