@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
+import select
+import subprocess
+import sys
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -85,6 +90,34 @@ def refused(relay: RelayProcess, *arguments: str) -> Run:
     assert (run.status, run.end["end"]) == (1, "failed"), run.told()
     assert run.errors.startswith("kbridge: "), run.errors
     return run
+
+
+def answered(relay: RelayProcess, password: str, *arguments: str) -> tuple[Run, str]:
+    """One at a terminal, where somebody types a password when he is asked; and what the terminal showed."""
+    terminal, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "kbridge", "boot", "vm", "--json", *arguments],
+        env=relay.env, stdin=theirs, stdout=subprocess.PIPE, stderr=theirs, text=True,
+    )  # fmt: skip
+    os.close(theirs)
+    try:
+        seen = ""
+        while "password of" not in seen:
+            assert select.select([terminal], [], [], BOOT_SECONDS)[0], "no question"
+            seen += os.read(terminal, 65536).decode()
+        os.write(terminal, password.encode() + b"\r")
+        said, _ = process.communicate(timeout=BOOT_SECONDS)
+        while select.select([terminal], [], [], 0)[0]:
+            try:
+                seen += os.read(terminal, 65536).decode()
+            except OSError:
+                # Nobody has its other end any more.
+                break
+    finally:
+        process.kill()
+        process.wait()
+        os.close(terminal)
+    return Run(process.returncode, [json.loads(line) for line in said.splitlines()], seen), seen
 
 
 def ask(relay: RelayProcess, command: str) -> str:

@@ -9,12 +9,13 @@ import select
 import signal
 import subprocess
 import sys
+import termios
 import threading
 import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from loaders_lab import FORCE, PLAIN, Grub
+from loaders_lab import FORCE, PLAIN, Grub, Guest
 from relay_lab import SECONDS, RelayProcess, wait_for
 
 if TYPE_CHECKING:
@@ -119,6 +120,89 @@ def test_passwords_come_from_files(relay: RelayProcess, tmp_path: Path) -> None:
     for secret in ("hunter2", "swordfish"):
         assert secret not in done.stdout + done.stderr
         assert secret not in recorded
+
+
+class Terminal:
+    """`kbridge boot` at a terminal, its transcript elsewhere."""
+
+    def __init__(self, relay: RelayProcess, *options: str) -> None:
+        self._terminal, theirs = pty.openpty()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "kbridge", "boot", "web1", "--no-reset", "--json", *options],
+            env=relay.env, stdin=theirs, stdout=subprocess.PIPE, stderr=theirs, text=True,
+        )  # fmt: skip
+        os.close(theirs)
+        self.seen = ""
+
+    def until(self, words: str) -> None:
+        deadline = time.monotonic() + SECONDS
+        while words not in self.seen:
+            assert select.select([self._terminal], [], [], max(deadline - time.monotonic(), 0))[0], self.seen
+            self.seen += os.read(self._terminal, 65536).decode()
+
+    def type(self, keys: str) -> None:
+        os.write(self._terminal, keys.encode())
+
+    @property
+    def echoes(self) -> bool:
+        return bool(termios.tcgetattr(self._terminal)[3] & termios.ECHO)
+
+    def end(self) -> list[dict[str, Any]]:
+        said, _ = self.process.communicate(timeout=SECONDS)
+        assert self.echoes, "the terminal is as it was"
+        os.close(self._terminal)
+        return [json.loads(line) for line in said.splitlines()]
+
+
+def test_a_person_at_the_terminal_is_asked_for_passwords(relay: RelayProcess) -> None:
+    """When the guest asks: they are not echoed, and are shown nowhere."""
+    loader = Grub(Guest(asks="swordfish"), password=("admin", "hunter2"))
+    with Behind(relay, loader):
+        terminal = Terminal(relay, "--single-user", "--loader-user", "admin")
+        terminal.until("password of the boot loader's user admin (Ctrl-C ends the boot): ")
+        assert not terminal.echoes
+        terminal.type("hunter2\r")
+        terminal.until("password of root (Ctrl-C ends the boot): ")
+        terminal.type("swordfish\r")
+        entries = terminal.end()
+    assert terminal.process.returncode == 0, terminal.seen
+    assert entries[-1]["end"] == "done"
+    recorded = relay.ask("GET", "/guests/web1/log?format=json")[1].decode()
+    for secret in ("hunter2", "swordfish"):
+        assert secret not in terminal.seen + json.dumps(entries) + recorded
+
+
+def test_who_is_asked_can_let_go(relay: RelayProcess) -> None:
+    """By Ctrl-C, which says where the guest is; by no answer; and when another has given it he is asked no longer."""
+    asked = "password of root (Ctrl-C ends the boot): "
+    with Behind(relay, Grub(Guest(asks="swordfish"))):
+        terminal = Terminal(relay, "--single-user")
+        terminal.until(asked)
+        terminal.type("sw")
+        # What a terminal that is theirs makes of Ctrl-C.
+        terminal.process.send_signal(signal.SIGINT)
+        terminal.until("it goes on as it is, in state login (sulogin)")
+        terminal.end()
+        assert terminal.process.returncode == 1
+    wait_for(lambda: pen(relay) is None, "the pen's release")
+    with Behind(relay, Grub(Guest(asks="swordfish"))):
+        terminal = Terminal(relay, "--single-user")
+        terminal.until(asked)
+        terminal.type("\r")
+        terminal.until("kbridge: root's password is asked for")
+        assert terminal.end()[-1]["reason"] == "asked"
+        assert terminal.process.returncode == 1
+    with Behind(relay, Grub(Guest(asks="swordfish"))):
+        terminal = Terminal(relay, "--single-user")
+        terminal.until(asked)
+        boot = relay.json("GET", "/guests/web1")[1]["boot"]
+        wrong = {"run": boot["run"], "asks": "loader", "secret": "x"}
+        assert relay.json("POST", "/guests/web1/boot/secret", wrong)[0] == 409
+        # Another may answer as well: the question is withdrawn then.
+        given = {**boot, "secret": "swordfish"}
+        assert relay.json("POST", "/guests/web1/boot/secret", given)[0] == 200
+        assert terminal.end()[-1]["end"] == "done"
+        assert terminal.process.returncode == 0
 
 
 @pytest.mark.parametrize(

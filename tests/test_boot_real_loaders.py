@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 import pytest
-from boot_real_lab import ask, brought, refused, relay_of
+from boot_real_lab import answered, ask, brought, refused, relay_of
 from relay_lab import wait_for
 
 if TYPE_CHECKING:
@@ -84,8 +84,7 @@ def test_a_menu_that_is_not_shown_is_brought_up(menu: str, disk_guest: StartGues
 
 
 def test_grubs_password_is_asked_for_and_checked(disk_guest: StartGuest, tmp_path: Path) -> None:
-    right, wrong = tmp_path / "right", tmp_path / "wrong"
-    right.write_text("kbridge\n")
+    wrong = tmp_path / "wrong"
     wrong.write_text("guess\n")
     wish = ("--single-user", "--loader-user", "admin")
     with relay_of(disk_guest("--stopped", "--menu", "password")) as relay:
@@ -94,8 +93,11 @@ def test_grubs_password_is_asked_for_and_checked(disk_guest: StartGuest, tmp_pat
         assert "--secret loader=FILE" in without.errors
         refusal = refused(relay, *wish, "--secret", f"loader={wrong}")
         assert "GRUB refused the password of 'admin'" in refusal.errors
-        done = brought(relay, *wish, "--secret", f"loader={right}", "--stop-at", "kernel")
-        # It is in no transcript, and not on the time line.
+        done, terminal = answered(relay, "kbridge", *wish, "--stop-at", "kernel")
+        assert (done.status, done.end["end"]) == (0, "done"), done.told()
+        assert "password of the boot loader's user admin" in terminal
+        # It is not echoed, in no transcript, and not on the time line.
+        assert "kbridge" not in terminal
         assert "guess" not in refusal.told() + done.told()
         assert "***" in done.told()
         assert "guess" not in relay.run("log", "vm", "--json").stdout

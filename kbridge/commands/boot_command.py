@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from kbridge.boot.control import Way
-from kbridge.boot.dialogue import SECRETS
+from kbridge.boot.dialogue import LOADER, SECRETS
 from kbridge.boot.wishes import STAGES, StopAt, Wishes
 from kbridge.commands.console_command import HISTORY_BYTES, Visit
 from kbridge.commands.expect_command import secret_of
 from kbridge.commands.pen_question import ask_for_pen
+from kbridge.commands.secret_question import ask_secret, can_ask
 from kbridge.console_client import ConsoleClient
 from kbridge.control import Refused, RelayDown, guest_path, relay
 from kbridge.errors import GuestError, KbridgeError
@@ -68,7 +69,8 @@ _COLOURS: Final = {"done": "green", "failed": "red", "cancelled": "yellow"}
     "given",
     multiple=True,
     metavar="NAME[=FILE]",
-    help="A password: NAME is loader or root; the first line of FILE; without FILE it is asked for.",
+    help="A password: NAME is loader or root; the first line of FILE; without FILE it is asked for at once.  At a "
+    "terminal one that is not given is asked for when the guest asks.",
 )
 @click.option("--loader-user", metavar="NAME", default="root", help="Whom the loader's password is of.")
 @click.option("--no-reset", is_flag=True, help="Wait for somebody else to restart the machine.")
@@ -124,6 +126,7 @@ def command(
         "patience": patience,
         "loader_user": loader_user,
         "secrets": _secrets(given),
+        "ask": can_ask(),
         "force": force,
     }
     end = _run(api, guest, body, as_json=as_json)
@@ -140,7 +143,8 @@ def command(
 
 def _run(api: Control, guest: str, body: Mapping[str, Any], *, as_json: bool) -> dict[str, Any]:
     """Have it done and shown; return the last entry."""
-    end = None
+    entry: dict[str, Any] = {"kind": ""}
+    run = ""
     table = _Table()
     try:
         for entry in _transcript(api, guest, body):
@@ -148,14 +152,39 @@ def _run(api: Control, guest: str, body: Mapping[str, Any], *, as_json: bool) ->
                 click.echo(json.dumps(entry))
             else:
                 table.show(entry)
-            end = entry if entry["kind"] == "end" else None
+            run = entry.get("run", run)
+            if entry["kind"] == "asks":
+                _ask(api, guest, run, entry)
     except KeyboardInterrupt:
+        where = f", in state {entry['state']}" if "state" in entry else ""
+        where += f" ({entry['program']})" if entry.get("program") else ""
         raise GuestError(
-            "cancelled by Ctrl-C", why=f"the pen of {guest} is free again; it goes on as it is"
+            "cancelled by Ctrl-C", why=f"the pen of {guest} is free again; it goes on as it is{where}"
         ) from None
-    if end is None:
+    if entry["kind"] != "end":
         raise RelayDown("the relay went away before the end", todo=f"`kbridge log {guest}` has what was done")
-    return end
+    return entry
+
+
+def _ask(api: Control, guest: str, run: str, entry: Mapping[str, Any]) -> None:
+    """Ask the person at the terminal for the password that a run waits for, and give it."""
+    name = entry["asks"]
+    question = {"run": run, "asks": name}
+
+    def wanted() -> bool:
+        return bool(api.get(guest_path(guest))["boot"] == question)
+
+    # What is read now was said a while ago, where the terminal is slow.
+    if not wanted():
+        return
+    whose = f"{_WHOSE[name]} {entry['user']}" if name == LOADER else _WHOSE[name]
+    secret = ask_secret(f"password of {whose} (Ctrl-C ends the boot): ", entry["seconds"], wanted)
+    try:
+        api.post(guest_path(guest, "/boot/secret"), {**question, "secret": secret})
+    except Refused as error:
+        # It ended or went on meanwhile, which the next entries say.
+        if error.kind != "refused":
+            raise
 
 
 def _secrets(given: Sequence[str]) -> dict[str, str]:
@@ -230,6 +259,10 @@ def entry_words(entry: Mapping[str, Any]) -> str:
             return f"sent {entry['keys']}"
         case "note":
             return str(entry["text"])
+        case "asks":
+            return (
+                f"asks for the password of {_WHOSE[entry['asks']]}, and waits {entry['seconds']:.0f} s for it"
+            )
         case "gap":
             return f"{entry['lost']} bytes came too fast and were not looked at"
         case "skipped":
