@@ -5,8 +5,12 @@
 Preset: the machine is reset by its monitor and a plain reader of its console waits until the root shell answers.  Ours:
 the whole command, from its start to its end, which comes when the shell answered; the loader counts 5 s down, or with
 --by-stub waits for nobody, and the debug stub changes the command line.  The same disk, in pairs, each in turn first.
-The figure is the median of the differences.  Needs the `disk` guest (`scripts/guest build disk`).  U-Boot's time-out
-is its own, of 2 s, in both.
+The figure is the median of the differences; each pair is printed when it is done.  The guest is `disk`
+(`scripts/guest build disk`), the smallest that a loader boots: an emulated processor takes 7 s and more for its kernel
+alone, and not always the same, in both.  So the parts of the difference are printed too: to where the loader starts the
+kernel, which is where the tool works, and those behind.  U-Boot's time-out is its own, of 2 s, in both.
+
+A boot that takes more than --deadline seconds ends the benchmark, with what was seen last.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import re
 import select
 import shutil
 import socket
@@ -22,16 +27,35 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from console_lab import verdict
 from gdb_session import ROOT, interval
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 GOAL_SECONDS = 1.5
-BOOT_SECONDS = 300
+BOOT_SECONDS = 120.0
+READY_SECONDS = 60.0
 WORDS = "single systemd.setenv=SYSTEMD_SULOGIN_FORCE=1"
 KBRIDGE = str(Path(sys.executable).with_name("kbridge"))
+STARTS = re.compile(rb"Booting `|stop autoboot:  0|EFI stub: ")
+"""The first that a preset boot shows of its loader being done with waiting."""
+
+
+@dataclass
+class Took:
+    """Seconds from the beginning; `parts` is up to each of what was seen."""
+
+    seconds: float
+    parts: dict[str, float] = field(default_factory=dict)
+
+
+class Failed(Exception):
+    """A boot did not come to its end."""
 
 
 def guest(stack: contextlib.ExitStack, *arguments: str) -> dict[str, Any]:
@@ -44,40 +68,115 @@ def guest(stack: contextlib.ExitStack, *arguments: str) -> dict[str, Any]:
     stack.callback(process.wait)
     stack.callback(process.terminate)
     assert process.stdout is not None
-    told: dict[str, Any] = json.loads(process.stdout.readline())
+    if not select.select([process.stdout], [], [], READY_SECONDS)[0]:
+        raise Failed(f"scripts/guest says nothing within {READY_SECONDS:g} s")
+    line = process.stdout.readline()
+    if not line:
+        raise Failed("scripts/guest started no guest: see above")
+    told: dict[str, Any] = json.loads(line)
     return told
 
 
-def preset(console: socket.socket, monitor: Any) -> float:
-    """Boot by the monitor alone; return the seconds until the shell answers."""
-    begin = time.perf_counter()
-    for command in ("stop", "system_reset", "cont"):
-        monitor.write(json.dumps({"execute": command}).encode() + b"\n")
-        monitor.flush()
-        while b'"return"' not in monitor.readline():
+class Preset:
+    """A guest that boots by itself, its console and its monitor."""
+
+    def __init__(self, stack: contextlib.ExitStack, said: dict[str, Any]) -> None:
+        self._console = stack.enter_context(socket.socket(socket.AF_UNIX))
+        self._console.connect(said["console"].removeprefix("unix:"))
+        connection = stack.enter_context(socket.socket(socket.AF_UNIX))
+        connection.settimeout(READY_SECONDS)
+        connection.connect(said["qmp"].removeprefix("unix:"))
+        self._monitor = stack.enter_context(connection.makefile("rwb"))
+        self._monitor.readline()
+        self._do("qmp_capabilities")
+
+    def _do(self, command: str) -> None:
+        self._monitor.write(json.dumps({"execute": command}).encode() + b"\n")
+        self._monitor.flush()
+        while b'"return"' not in (line := self._monitor.readline()):
+            if not line or b'"error"' in line:
+                raise Failed(f"the monitor does not do {command}: {line!r}")
+
+    def boot(self, deadline: float) -> Took:
+        """Boot until the shell answers."""
+        begin = time.perf_counter()
+        self._do("stop")
+        # What the boot before this one still had to say, its prompt above all, is no answer of this one.
+        while select.select([self._console], [], [], 0)[0] and self._console.recv(65536):
             pass
-    heard = b""
-    for mark, answer in ((b"/root # ", b"echo he''re\r"), (b"\nhere\r\n", b"")):
-        while mark not in heard:
-            if not select.select([console], [], [], BOOT_SECONDS)[0]:
-                raise SystemExit(f"no {mark!r} after {heard[-500:]!r}")
-            heard += console.recv(65536)
+        self._do("system_reset")
+        self._do("cont")
+        took = Took(0.0)
         heard = b""
-        console.sendall(answer)
-    return time.perf_counter() - begin
+        for part, mark, answer in (
+            ("loader", STARTS, b""),
+            ("kernel", re.compile(rb"Linux version "), b""),
+            ("prompt", re.compile(rb"/root # "), b"echo he''re\r"),
+            ("answer", re.compile(rb"\nhere\r\n"), b""),
+        ):
+            while (found := mark.search(heard)) is None:
+                left = begin + deadline - time.perf_counter()
+                if not select.select([self._console], [], [], max(left, 0))[0]:
+                    raise Failed(f"no {mark.pattern!r} within {deadline:g} s, after {heard[-300:]!r}")
+                data = self._console.recv(65536)
+                if not data:
+                    raise Failed(f"the console was closed after {heard[-300:]!r}")
+                heard += data
+            took.parts[part] = time.perf_counter() - begin
+            heard = heard[found.end() :]
+            self._console.sendall(answer)
+        took.seconds = took.parts["answer"]
+        return took
 
 
-def ours(config: Path, way: str) -> float:
-    """Boot by kbridge; return the seconds that the command takes."""
-    begin = time.perf_counter()
-    command = [KBRIDGE, "boot", "--config", str(config), "vm", "--single-user", "--no-console"]
-    command += ["--way", way]
-    done = subprocess.run(
-        command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=BOOT_SECONDS, check=False
-    )
-    if done.returncode:
-        raise SystemExit(done.stdout + done.stderr)
-    return time.perf_counter() - begin
+class Ours:
+    """A guest that is booted by kbridge."""
+
+    def __init__(self, config: Path, way: str) -> None:
+        self._command = [
+            KBRIDGE,
+            "boot",
+            "--config",
+            str(config),
+            "vm",
+            "--single-user",
+            "--json",
+            "--way",
+            way,
+        ]
+
+    def boot(self, deadline: float) -> Took:
+        """Boot until the command ends."""
+        begin = time.perf_counter()
+        with subprocess.Popen(
+            self._command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as process:
+            try:
+                said, errors = process.communicate(timeout=deadline)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                said, _ = process.communicate()
+                last = "\n".join(said.splitlines()[-5:])
+                raise Failed(
+                    f"`kbridge boot` did not end within {deadline:g} s; its last lines:\n{last}"
+                ) from None
+        seconds = time.perf_counter() - begin
+        if process.returncode:
+            raise Failed(said + errors)
+        took = Took(seconds)
+        entries = [json.loads(line) for line in said.splitlines()]
+        # What the command takes before the relay begins, and a little after it ended: counted as before.
+        outside = seconds - entries[-1]["elapsed"]
+        for entry in entries:
+            at = entry["elapsed"] + outside
+            kind, state = entry["kind"], entry["state"]
+            if kind == "sent" and entry["keys"] in ("Ctrl-X", "Enter") and "kernel" not in took.parts:
+                took.parts["loader"] = at
+            elif kind == "state" and state in ("kernel", "shell"):
+                took.parts.setdefault("prompt" if state == "shell" else "kernel", at)
+            elif kind == "end":
+                took.parts["answer"] = at
+        return took
 
 
 def relay(stack: contextlib.ExitStack, folder: Path, said: dict[str, Any]) -> Path:
@@ -90,7 +189,7 @@ def relay(stack: contextlib.ExitStack, folder: Path, said: dict[str, Any]) -> Pa
     process = subprocess.Popen([KBRIDGE, "up", "--config", str(config)], stderr=subprocess.DEVNULL)
     stack.callback(process.wait)
     stack.callback(process.terminate)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + READY_SECONDS
     while (
         "paused"
         not in subprocess.run(
@@ -98,50 +197,75 @@ def relay(stack: contextlib.ExitStack, folder: Path, said: dict[str, Any]) -> Pa
         ).stdout
     ):
         if time.monotonic() > deadline:
-            raise SystemExit("the relay does not see the guest")
+            raise Failed("the relay does not see the guest")
         time.sleep(0.1)
     return config
+
+
+def row(name: str, values: Sequence[float]) -> str:
+    """Return a row of the table: median, least and most."""
+    return f"  {name:22} {statistics.median(values):7.2f} {min(values):7.2f} {max(values):7.2f}"
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="fewer pairs, for a first look")
+    parser.add_argument("--pairs", type=int, help="that many")
     parser.add_argument("--firmware", default="bios", choices=["bios", "efi", "uboot"])
     parser.add_argument("--by-stub", action="store_true", help="by the debug stub instead of the boot loader")
+    parser.add_argument(
+        "--deadline", type=float, default=BOOT_SECONDS, help="seconds of a boot (default: 120)"
+    )
     options = parser.parse_args()
-    pairs = 3 if options.quick else 11
+    pairs = options.pairs or (3 if options.quick else 11)
     folder = Path(tempfile.mkdtemp(prefix="kb-boot-"))
-    with contextlib.ExitStack() as stack:
-        stack.callback(shutil.rmtree, folder)
-        firmware = ("--firmware", options.firmware)
-        plain = guest(stack, *firmware, "--menu", "none", "--append", WORDS)
-        menu = ("--menu", "none") if options.by_stub else ()
-        config = relay(stack, folder, guest(stack, *firmware, *menu))
-        console = stack.enter_context(socket.socket(socket.AF_UNIX))
-        console.connect(plain["console"].removeprefix("unix:"))
-        connection = stack.enter_context(socket.socket(socket.AF_UNIX))
-        connection.connect(plain["qmp"].removeprefix("unix:"))
-        monitor = stack.enter_context(connection.makefile("rwb"))
-        monitor.readline()
-        monitor.write(b'{"execute": "qmp_capabilities"}\n')
-        monitor.flush()
-        monitor.readline()
-        took: dict[str, list[float]] = {"preset": [], "kbridge boot": []}
-        for number in range(pairs):
-            ways = {
-                "preset": lambda: preset(console, monitor),
-                "kbridge boot": lambda: ours(config, "stub" if options.by_stub else "loader"),
+    took: dict[str, list[Took]] = {"preset": [], "kbridge boot": []}
+    try:
+        with contextlib.ExitStack() as stack:
+            stack.callback(shutil.rmtree, folder)
+            firmware = ("--firmware", options.firmware)
+            menu = ("--menu", "none") if options.by_stub else ()
+            config = relay(stack, folder, guest(stack, *firmware, *menu))
+            ways: dict[str, Preset | Ours] = {
+                "preset": Preset(stack, guest(stack, *firmware, "--menu", "none", "--append", WORDS)),
+                "kbridge boot": Ours(config, "stub" if options.by_stub else "loader"),
             }
-            for name in list(ways)[:: 1 if number % 2 else -1]:
-                took[name].append(ways[name]())
-    more = [one - two for one, two in zip(took["kbridge boot"], took["preset"], strict=True)]
-    low, high = interval(more)
-    print(f"{pairs} pairs, {options.firmware}, seconds (medians)")
+            for number in range(pairs):
+                for name in list(ways)[:: 1 if number % 2 else -1]:
+                    took[name].append(ways[name].boot(options.deadline))
+                one, two = (took[name][-1].seconds for name in ways)
+                print(
+                    f"pair {number + 1} of {pairs}: preset {one:.2f}, kbridge boot {two:.2f}, more {two - one:.2f}"
+                )
+                sys.stdout.flush()
+    except Failed as error:
+        sys.exit(f"boot_overhead: {error}")
+    report(took, options.firmware)
+
+
+def report(took: dict[str, list[Took]], firmware: str) -> None:
+    """Print the table and the verdict; the exit status is 1 where the goal is missed."""
+    preset, ours = took["preset"], took["kbridge boot"]
+    more = [two.seconds - one.seconds for one, two in zip(preset, ours, strict=True)]
+    print(f"{len(more)} pairs, {firmware}, seconds      median   least    most")
     for name, values in took.items():
-        print(f"  {name:14} {statistics.median(values):.2f}")
+        print(row(name, [each.seconds for each in values]))
+    print(row("more", more))
+    before = ""
+    for part in preset[0].parts:
+        if not all(part in each.parts for each in preset + ours):
+            continue
+        spans = [
+            [each.parts[part] - each.parts.get(before, 0.0) for each in each_way]
+            for each_way in took.values()
+        ]
+        apart = [two - one for one, two in zip(*spans, strict=True)]
+        print(row(f"more, {before or 'start'} to {part}", apart))
+        before = part
+    low, high = interval(more)
+    print(f"  95 % interval of the median of more: {low:.2f} .. {high:.2f}")
     middle = statistics.median(more)
-    print(f"  more {middle:.2f} ({low:.2f} .. {high:.2f})")
     sys.exit(not verdict("kbridge boot - preset, s", middle, GOAL_SECONDS, most=True))
 
 
