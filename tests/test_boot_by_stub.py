@@ -18,9 +18,8 @@ from twisted.internet.defer import Deferred
 
 from gdbstubs.target import Breakpoint, BreakpointKind, Halted
 from kbridge.boot.by_stub import why_not
-from kbridge.boot.control import Way
 from kbridge.boot.running import BootRun
-from kbridge.boot.wishes import Wishes
+from kbridge.boot.wishes import Way, Wishes
 from kbridge.errors import GuestError
 from kbridge.rsp_client import RspClient, connect
 from kbridge.transports.endpoints import Unix

@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from loaders_lab import DEFAULT, FORCE, KERNEL, PLAIN, Grub, Guest, Run, SystemdBoot, UBoot, drive
 
-from kbridge.boot.control import End, Keys, Machine, Reason, Way
+from kbridge.boot.control import End, Keys, Machine, Reason
 from kbridge.boot.states import State
-from kbridge.boot.wishes import StopAt, Wishes
+from kbridge.boot.wishes import StopAt, Way, Wishes
 
 if TYPE_CHECKING:
     from collections.abc import Callable

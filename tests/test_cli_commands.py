@@ -103,6 +103,18 @@ def test_nothing_slow_is_loaded_for_help_and_ls() -> None:
     assert done.stdout == "[]\n"
 
 
+def test_what_boots_and_what_goes_to_the_console_are_not_loaded_before_a_boot_begins() -> None:
+    script = (
+        "import sys; import kbridge.cli, kbridge.commands.boot_command;"
+        "names = ('kbridge.boot.control', 'kbridge.boot.states', 'kbridge.expect.script', 'wsproto', 'twisted');"
+        "print([name for name in names if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=True
+    )
+    assert done.stdout == "[]\n"
+
+
 def test_ls_is_a_table(relay: RelayProcess) -> None:
     done = relay.run("ls")
     assert done.returncode == 0

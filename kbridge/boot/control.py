@@ -25,7 +25,7 @@ from __future__ import annotations
 import re
 from collections import deque
 from dataclasses import dataclass
-from enum import Enum, StrEnum, auto
+from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, Final
 
 from kbridge.boot import editing, finding, menus, one_row, prompts, shells
@@ -35,7 +35,7 @@ from kbridge.boot.sight import Sight
 from kbridge.boot.states import State
 from kbridge.boot.symptoms import Weight
 from kbridge.boot.triage import Triage
-from kbridge.boot.wishes import Goal
+from kbridge.boot.wishes import Goal, Way
 from kbridge.errors import KbridgeError
 from kbridge.expect.script import Pace, quoted
 
@@ -145,15 +145,6 @@ class Reset:
 
 
 Effect = Keys | Reset | Entry
-
-
-class Way(StrEnum):
-    """How the command line is changed."""
-
-    AUTO = "auto"
-    """By the loader; where that cannot be stopped, by the debug stub."""
-    LOADER = "loader"
-    STUB = "stub"
 
 
 class _Phase(Enum):

@@ -20,7 +20,8 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
 
 from kbridge.boot.by_stub import change_command_line, why_not
-from kbridge.boot.control import Entry, Keys, Machine, Reset, Way
+from kbridge.boot.control import Entry, Keys, Machine, Reset
+from kbridge.boot.wishes import Way
 from kbridge.console.readers import Gap
 from kbridge.console.run import ConsoleRun
 from kbridge.console.timeline import time_text

@@ -69,6 +69,15 @@ class StopAt(StrEnum):
     INITRAMFS = "initramfs"
 
 
+class Way(StrEnum):
+    """How the command line is changed."""
+
+    AUTO = "auto"
+    """By the loader; where that cannot be stopped, by the debug stub."""
+    LOADER = "loader"
+    STUB = "stub"
+
+
 class Goal(StrEnum):
     """What counts as done."""
 

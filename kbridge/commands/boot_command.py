@@ -9,14 +9,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from kbridge.boot.control import Way
 from kbridge.boot.dialogue import LOADER, SECRETS
-from kbridge.boot.wishes import STAGES, StopAt, Wishes
-from kbridge.commands.console_command import HISTORY_BYTES, Visit
-from kbridge.commands.expect_command import secret_of
+from kbridge.boot.wishes import STAGES, StopAt, Way, Wishes
 from kbridge.commands.pen_question import ask_for_pen
+from kbridge.commands.secret_files import secret_of
 from kbridge.commands.secret_question import ask_secret, can_ask
-from kbridge.console_client import ConsoleClient
 from kbridge.control import Refused, RelayDown, guest_path, relay
 from kbridge.errors import GuestError, KbridgeError
 from kbridge.options import relay_options
@@ -133,10 +130,7 @@ def command(
     stays = not as_json and not no_console and sys.stdin.isatty() and sys.stdout.isatty()
     if stays:
         _show_end(end)
-        with ConsoleClient(api, guest, read_only=False, history=HISTORY_BYTES) as client:
-            closed = Visit(client, guest, sys.stdin.fileno(), sys.stdout.fileno(), read_only=False).run()
-        if closed:
-            raise RelayDown(f"the console of {guest} was closed", why=closed)
+        _visit(api, guest)
     if end["end"] != "done":
         raise KbridgeError(end["what"], why=end["why"], todo=end["todo"])
 
@@ -185,6 +179,18 @@ def _ask(api: Control, guest: str, run: str, entry: Mapping[str, Any]) -> None:
         # It ended or went on meanwhile, which the next entries say.
         if error.kind != "refused":
             raise
+
+
+def _visit(api: Control, guest: str) -> None:
+    """Go to the console, until it is left."""
+    # The boot has begun long before these are wanted.
+    from kbridge.commands.console_command import HISTORY_BYTES, Visit  # noqa: PLC0415
+    from kbridge.console_client import ConsoleClient  # noqa: PLC0415
+
+    with ConsoleClient(api, guest, read_only=False, history=HISTORY_BYTES) as client:
+        closed = Visit(client, guest, sys.stdin.fileno(), sys.stdout.fileno(), read_only=False).run()
+    if closed:
+        raise RelayDown(f"the console of {guest} was closed", why=closed)
 
 
 def _secrets(given: Sequence[str]) -> dict[str, str]:

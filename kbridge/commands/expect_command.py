@@ -6,11 +6,12 @@ import json
 import sys
 from getpass import getpass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from kbridge.commands.pen_question import ask_for_pen
+from kbridge.commands.secret_files import first_bytes, secret_of
 from kbridge.control import Refused, RelayDown, guest_path, relay
 from kbridge.errors import GuestError, KbridgeError, ScriptError
 from kbridge.expect.script import MAX_TEXT, read, secret_names
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from kbridge.control import Control
-
-MAX_SECRET: Final = 4096
 
 
 class BadScript(click.ClickException):
@@ -97,17 +96,12 @@ def command(
 
 def _read(script: str) -> str:
     try:
-        data = sys.stdin.buffer.read(4 * MAX_TEXT) if script == "-" else _first_bytes(script, 4 * MAX_TEXT)
+        data = sys.stdin.buffer.read(4 * MAX_TEXT) if script == "-" else first_bytes(script, 4 * MAX_TEXT)
         return data.decode()
     except OSError as error:
         raise BadScript(f"kbridge: cannot read {script}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise BadScript(f"{script}: it is not UTF-8: {error}") from error
-
-
-def _first_bytes(path: str, most: int) -> bytes:
-    with Path(path).open("rb") as file:
-        return file.read(most)
 
 
 def _values(sets: Sequence[str]) -> dict[str, str]:
@@ -129,15 +123,6 @@ def _secrets(given: Sequence[str], text: str) -> dict[str, str]:
     if sys.stdin.isatty():
         found |= {name: _ask(name) for name in secret_names(text) if name not in found}
     return found
-
-
-def secret_of(path: str) -> str:
-    """Return the first line of a file."""
-    try:
-        data = _first_bytes(path, MAX_SECRET)
-    except OSError as error:
-        raise KbridgeError(f"cannot read the secret in {path}", why=error.strerror or str(error)) from error
-    return data.partition(b"\n")[0].rstrip(b"\r").decode("utf-8", "surrogateescape")
 
 
 def _ask(name: str) -> str:

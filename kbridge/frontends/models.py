@@ -11,8 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
-from kbridge.boot.control import Way
-from kbridge.boot.wishes import StopAt
+from kbridge.boot.wishes import StopAt, Way
 from kbridge.expect.script import MAX_TEXT
 
 MAX_LINES = 1_000_000
