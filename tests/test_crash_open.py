@@ -80,6 +80,9 @@ def die(start_guest: StartGuest, folder: Path, *arguments: str) -> Dead:
         commands = ("-ex", "thread 1", "-ex", "bt", "-ex", "thread 2", "-ex", "bt")
         live = shared.run("gdb", "web1", "--", "-nx", "-batch", *commands).stdout
         facts = take(f"{shared.dir}/monitor", folder / "vmcore")
+        shared.monitor().command(
+            "dump-guest-memory", paging=False, protocol=f"file:{folder}/kdump", format="kdump-zlib"
+        )
         tasks = {int(pid): name for pid, _, name in (line.partition(" ") for line in said.splitlines())}
         guest = shared.guest
         scripts = Path(guest["vmlinux"]).with_name("vmlinux-gdb.py").exists()
@@ -159,6 +162,15 @@ def test_the_processor_that_panicked_is_shown_first_and_all_tasks_are_threads(de
     assert f"tasks      {len(shown) + 2}" in said
     # Each of them stands where it was switched away from.
     assert "?? ()" not in said.partition("Target Id")[2].partition("image ")[0]
+
+
+def test_an_image_in_kdumps_format_shows_the_same(dead: Dead) -> None:
+    commands = [word for one in ("thread 1", "bt", "thread 2", "bt") for word in ("-ex", one)]
+    kdump = dead.image.with_name("kdump")
+    assert kdump.read_bytes()[:12] == b"makedumpfile"
+    said = dead.open("gdb", "-nx", "-batch", *commands, image=kdump)
+    assert len(backtraces(said)) == 2
+    assert backtraces(said) == backtraces(dead.live)
 
 
 def test_a_sleeping_task_has_its_stack(dead: Dead) -> None:

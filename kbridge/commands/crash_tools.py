@@ -37,7 +37,7 @@ def run_crash(path: Path, vmlinux: Path | None, folders: Sequence[Path], argumen
                 why="crash needs one with DWARF",
                 todo="install its debug package (linux-image-…-dbg), or give --vmlinux or --debug-dir",
             )
-        with unpacked(core, path, _progress()) as plain:
+        with unpacked(core, path, _progress(), reads_kdump=True) as plain:
             return subprocess.run([program, *arguments, str(file), str(plain)], check=False).returncode  # noqa: S603
     finally:
         core.close()

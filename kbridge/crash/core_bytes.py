@@ -1,6 +1,6 @@
 """The bytes of an image's file, whether it is compressed or not: any of them, without unpacking the rest.
 
-in          a file: as it is, or seekable zstd
+in          a file: as it is, seekable zstd, or kdump's compressed format
 out         bytes at an offset; ``ImageError`` where the file is damaged there
 invariant   no more than ``MOST_KEPT_BYTES`` are unpacked at a time, whatever the file says of itself
 """
@@ -15,7 +15,10 @@ from typing import Final, Protocol
 
 import zstandard
 
-from kbridge.crash import seekable
+from kbridge.crash import flattened, kdump, seekable
+from kbridge.crash.elf_core import CoreError
+from kbridge.crash.flattened import Pieces
+from kbridge.crash.kdump_bytes import KdumpBytes
 from kbridge.crash.seekable import Frame, SeekTable
 from kbridge.errors import ImageError
 
@@ -29,7 +32,7 @@ class Bytes(Protocol):
     size: int
 
     def read(self, offset: int, length: int) -> bytes:
-        """Return bytes; fewer past the end.  Raises ``ImageError``."""
+        """Return bytes; fewer past the end, or before a page that is not there.  Raises ``ImageError``."""
 
     def close(self) -> None:
         """Let go of the file."""
@@ -45,6 +48,23 @@ class PlainBytes:
     def read(self, offset: int, length: int) -> bytes:
         """Return bytes; fewer past the end."""
         return self._mapped[offset : offset + length]
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._mapped.close()
+
+
+class FlattenedBytes:
+    """What is in a flattened file of makedumpfile, mapped."""
+
+    def __init__(self, mapped: mmap.mmap, pieces: Pieces) -> None:
+        self._mapped = mapped
+        self._pieces = pieces
+        self.size = pieces.size
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return bytes; fewer past the end."""
+        return self._pieces.read(lambda at, count: self._mapped[at : at + count], offset, length)
 
     def close(self) -> None:
         """Let go of the file."""
@@ -116,13 +136,28 @@ def open_bytes(path: Path) -> Bytes:
     with suppress(OSError):
         # It is read here and there: what is around is not wanted.
         mapped.madvise(mmap.MADV_RANDOM)
-    if mapped[:4] != seekable.MAGIC:
-        return PlainBytes(mapped)
     try:
-        table = seekable.read_table(len(mapped), lambda offset, length: mapped[offset : offset + length])
-    except seekable.SeekableError as error:
+        return _opened(path, mapped)
+    except ImageError:
         mapped.close()
-        raise ImageError(
-            f"{path} cannot be read", why=str(error), todo="unpack it with `zstd -d`, and give that file"
-        ) from error
-    return SeekableBytes(path, mapped, table)
+        raise
+
+
+def _opened(path: Path, mapped: mmap.mmap) -> Bytes:
+    def read(offset: int, length: int) -> bytes:
+        return mapped[offset : offset + length]
+
+    if mapped[:4] == seekable.MAGIC:
+        try:
+            return SeekableBytes(path, mapped, seekable.read_table(len(mapped), read))
+        except seekable.SeekableError as error:
+            raise ImageError(
+                f"{path} cannot be read", why=str(error), todo="unpack it with `zstd -d`, and give that file"
+            ) from error
+    file: Bytes = PlainBytes(mapped)
+    if read(0, len(flattened.MAGIC)) == flattened.MAGIC:
+        try:
+            file = FlattenedBytes(mapped, flattened.read_pieces(len(mapped), read))
+        except CoreError as error:
+            raise ImageError(f"{path} cannot be read", why=str(error)) from error
+    return KdumpBytes(path, file) if file.read(0, len(kdump.MAGIC)) == kdump.MAGIC else file

@@ -1,4 +1,4 @@
-"""A guest's memory and processors out of a core file: ELF, as it is or as seekable zstd.
+"""A guest's memory and processors out of a core file: ELF, as it is or as seekable zstd, or kdump's compressed format.
 
 in          a file, addresses
 out         physical memory, virtual memory as a processor sees it, registers, VMCOREINFO
@@ -79,14 +79,24 @@ class CoreFile:
                 break
             piece = self.source.read(load.offset + address - load.physical, here)
             pieces.append(piece)
+            if len(piece) < here:
+                # The page there was left out of the file.
+                break
             address, length = address + here, length - here
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def scan(self) -> Iterator[tuple[int, bytes]]:
-        """Give all physical memory in pieces, each with its address.  Raises ``ImageError``."""
+        """Give all physical memory that is there in pieces, each with its address.  Raises ``ImageError``."""
         for load in self.loads:
-            for start in range(load.physical, load.physical + load.size, SCAN_BYTES):
-                yield start, self.read_physical(start, min(SCAN_BYTES, load.physical + load.size - start))
+            start, end = load.physical, load.physical + load.size
+            while start < end:
+                wanted = min(SCAN_BYTES, end - start)
+                piece = self.read_physical(start, wanted)
+                if piece:
+                    yield start, piece
+                start += len(piece)
+                if len(piece) < wanted:
+                    start += elf_core.PAGE_BYTES
 
     def drive_physical(self, search: Search[_Result]) -> _Result:
         """Drive a search whose addresses are physical ones; raises what it raises."""

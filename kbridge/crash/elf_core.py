@@ -22,7 +22,7 @@ _IDENTITY: Final = b"\x7fELF\x02\x01\x01"
 _CORE: Final = 4
 MACHINES: Final = (62, 3)
 """x86-64, and what QEMU calls one that is not in long mode; its notes tell 64-bit registers all the same."""
-_PT_LOAD: Final = 1
+PT_LOAD: Final = 1
 _PT_NOTE: Final = 4
 MOST_PROGRAMS: Final = 4096
 """A machine has a handful of ranges of memory, with memory that was added later some hundreds."""
@@ -69,7 +69,7 @@ class Head:
     @property
     def loads(self) -> tuple[Load, ...]:
         """The memory that is in the file, by physical address."""
-        found = (Load(one[4], one[5], one[2]) for one in self.programs if one[0] == _PT_LOAD and one[5])
+        found = (Load(one[4], one[5], one[2]) for one in self.programs if one[0] == PT_LOAD and one[5])
         return tuple(sorted(found, key=lambda one: one.physical))
 
     @property
@@ -91,10 +91,10 @@ def read_head(size: int, read: Callable[[int, int], bytes]) -> Head:
     """Read what stands before the memory in a file of ``size`` bytes.  Raises ``CoreError``."""
     header = _exactly(read, 0, HEADER_BYTES)
     programs, machine = _programs(header, lambda at, length: _exactly(read, at, length))
-    if not any(one[0] == _PT_LOAD and one[5] for one in programs):
+    if not any(one[0] == PT_LOAD and one[5] for one in programs):
         raise CoreError("it has no memory in it")
     for kind, _, offset, _, physical, length, _, _ in programs:
-        if kind in (_PT_LOAD, _PT_NOTE) and (offset + length > size or physical + length > 1 << 64):
+        if kind in (PT_LOAD, _PT_NOTE) and (offset + length > size or physical + length > 1 << 64):
             raise CoreError("a part of it reaches past its end: it is cut off")
     notes: list[Note] = []
     for kind, _, offset, _, _, length, _, _ in programs:
@@ -119,7 +119,7 @@ def head_bytes(begun: bytes) -> int | None:
         _check(begun)
         return None
     programs, _ = _programs(begun, lambda offset, length: begun[offset : offset + length])
-    places = [one[2] for one in programs if one[0] == _PT_LOAD and one[5]]
+    places = [one[2] for one in programs if one[0] == PT_LOAD and one[5]]
     if not places:
         raise CoreError("it has no memory in it")
     first = min(places)
@@ -196,7 +196,7 @@ class Rewriting:
         if text is not None:
             notes.append(write_note(Note(VMCOREINFO, 0, text)))
         joined = b"".join(notes)
-        loads = [one for one in self.head.programs if one[0] == _PT_LOAD]
+        loads = [one for one in self.head.programs if one[0] == PT_LOAD]
         notes_at = HEADER_BYTES + _PROGRAM.size * (1 + len(loads))
         shift = self.size - self.head.memory_at
         programs = [(_PT_NOTE, 0, notes_at, 0, 0, len(joined), len(joined), 0)] + [

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from kbridge.crash import elf_core, image_kernel
 from kbridge.crash.core_bytes import PlainBytes
+from kbridge.crash.kdump_bytes import KdumpBytes
 from kbridge.errors import ImageError
 
 if TYPE_CHECKING:
@@ -28,13 +29,16 @@ _ZEROS: Final = bytes(PIECE_BYTES)
 
 
 @contextmanager
-def unpacked(core: CoreFile, path: Path, progress: Callable[[int, int], None]) -> Iterator[Path]:
+def unpacked(
+    core: CoreFile, path: Path, progress: Callable[[int, int], None], *, reads_kdump: bool = False
+) -> Iterator[Path]:
     """Give the path of an image, at ``path``, as a plain core file.  Raises ``ImageError``.
 
-    ``progress`` is told how many bytes of how many are unpacked.
+    ``progress`` is told how many bytes of how many are unpacked.  With ``reads_kdump`` the tool takes a file in kdump's
+    compressed format too.
     """
     has_text = core.head.vmcoreinfo() is not None
-    if has_text and isinstance(core.source, PlainBytes):
+    if has_text and isinstance(core.source, (PlainBytes, KdumpBytes) if reads_kdump else PlainBytes):
         yield path
         return
     try:
@@ -62,8 +66,10 @@ def _write(core: CoreFile, descriptor: int, text: bytes | None, progress: Callab
     os.pwrite(descriptor, plan.bytes_with(text), 0)
     start, end = core.head.memory_at, core.head.end
     os.ftruncate(descriptor, plan.size + end - start)
-    for at in range(start, end, PIECE_BYTES):
-        piece = core.source.read(at, min(PIECE_BYTES, end - at))
+    at = start
+    while at < end:
+        wanted = min(PIECE_BYTES, end - at)
+        piece = core.source.read(at, wanted)
         # What is not written reads as zeroes.
         if piece != _ZEROS:
             view = memoryview(piece)
@@ -71,4 +77,6 @@ def _write(core: CoreFile, descriptor: int, text: bytes | None, progress: Callab
             while view:
                 written = os.pwrite(descriptor, view, place)
                 view, place = view[written:], place + written
-        progress(min(at + PIECE_BYTES, end) - start, end - start)
+        # A page that was left out of the file reads so too.
+        at += wanted if len(piece) == wanted else len(piece) + elf_core.PAGE_BYTES
+        progress(min(at, end) - start, end - start)
