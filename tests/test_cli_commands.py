@@ -115,6 +115,21 @@ def test_what_boots_and_what_goes_to_the_console_are_not_loaded_before_a_boot_be
     assert done.stdout == "[]\n"
 
 
+def test_gdb_on_an_image_waits_for_nothing_that_it_does_not_use() -> None:
+    script = (
+        "import sys; import kbridge.commands.crash_command; from kbridge.commands.crash_gdb import bare_reactor;"
+        "early = 'twisted' in sys.modules; bare_reactor(); import kbridge.crash.core_relay;"
+        "slow = ('OpenSSL', 'cryptography', 'kbridge.control', 'kbridge.commands.crash_reports');"
+        "print(early, [name for name in slow if name in sys.modules]);"
+        # What somebody else needs is there all the same.
+        "from twisted.internet.ssl import optionsForClientTLS"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=True
+    )
+    assert done.stdout == "False []\n"
+
+
 def test_ls_is_a_table(relay: RelayProcess) -> None:
     done = relay.run("ls")
     assert done.returncode == 0

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from kbridge.cli import SECTIONS, main
 from kbridge.commands.attach_command import ssh_arguments
-from kbridge.commands.gdb_command import gdb_arguments
+from kbridge.commands.gdb_arguments import gdb_arguments
 from kbridge.commands.power_command import ACTIONS
 from kbridge.console.log import Missing, Text
 from kbridge.console.timeline import Event

@@ -2,26 +2,40 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
+from typing import Final
 
 import click
 
-from kbridge.commands.crash_reports import COMMANDS, folder_of
-from kbridge.commands.decode_command import DEBUG_DIRS
 from kbridge.options import debug_dir_option, relay_options
 
+REPORTS: Final = ("ls", "show", "export", "capture", "watch")
 
-@click.group("crash")
+
+class Crash(click.Group):
+    """Loads the commands for reports when one is asked for: gdb on an image is not to wait for what they need."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names, in the order of the help."""
+        return [*REPORTS, *super().list_commands(ctx)]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Load a command."""
+        if cmd_name not in REPORTS:
+            return super().get_command(ctx, cmd_name)
+        command = getattr(import_module("kbridge.commands.crash_reports"), f"{cmd_name}_command")
+        assert isinstance(command, click.Command)
+        return command
+
+
+@click.group("crash", cls=Crash)
 def command() -> None:
     """Show what guests died of, take the evidence of one, look at its memory.
 
     A crash is named by when it was and its guest; the beginning of a name will do where no other begins so, and `last`
     is the newest.
     """
-
-
-for one in COMMANDS:
-    command.add_command(one)
 
 
 @command.command("open")
@@ -71,12 +85,12 @@ def open_command(
     # Each is loaded for itself only.
     from kbridge.crash.decrypted import decrypted  # noqa: PLC0415
     from kbridge.crash.image_place import files_named_in, image_in  # noqa: PLC0415
+    from kbridge.debuginfo.separate import DEBUG_DIRS  # noqa: PLC0415
 
-    is_path = "/" in image or Path(image).exists()
-    place = Path(image) if is_path else folder_of(control, config, image)
+    place = Path(image) if "/" in image or Path(image).exists() else _folder_of(control, config, image)
     named, named_folders = files_named_in(place)
     vmlinux = vmlinux or named
-    places = (*folders, *named_folders, *map(Path, DEBUG_DIRS))
+    places = (*folders, *named_folders, *DEBUG_DIRS)
     with decrypted(image_in(place), identity) as path:
         if tool == "gdb":
             from kbridge.commands.crash_gdb import run_gdb  # noqa: PLC0415
@@ -88,3 +102,9 @@ def open_command(
             run = run_drgn if tool == "drgn" else run_crash
             status = run(path, vmlinux, places, arguments)
     raise SystemExit(status)
+
+
+def _folder_of(control: str | None, config: str | None, crash: str) -> Path:
+    from kbridge.commands.crash_reports import folder_of  # noqa: PLC0415
+
+    return folder_of(control, config, crash)

@@ -10,6 +10,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kbridge.commands.gdb_command import gdb_arguments
+from kbridge.commands.gdb_arguments import gdb_arguments
 from kbridge.crash.core_file import CoreFile
 from kbridge.debuginfo import gdb_indexes
 from kbridge.debuginfo.gdb_indexes import GdbIndex
@@ -117,14 +118,12 @@ def _serve(
 ) -> None:
     """Serve the image for as long as a program runs, once what is lent to it is there."""
     # It takes the time in which gdb begins.
-    from twisted.internet import reactor as installed  # noqa: PLC0415
+    reactor = bare_reactor()
 
     from kbridge.crash.core_relay import CoreRelay  # noqa: PLC0415
     from kbridge.debuginfo import kept_files, layouts  # noqa: PLC0415
     from kbridge.debuginfo.finders import Finder  # noqa: PLC0415
 
-    # Typed as a module by what installs it.
-    reactor: Any = installed
     finder = Finder(vmlinux, folders, layouts=layouts.folder())
     relay = CoreRelay(reactor, core, name, finder, links, kept_files.folder())
     lending.join()
@@ -139,3 +138,21 @@ def _serve(
         reactor.run(installSignalHandlers=False)
     finally:
         relay.stop()
+
+
+def bare_reactor() -> Any:
+    """Install Twisted's reactor without its TLS, and return it.
+
+    An image is served on a unix socket, and nothing is fetched for it: OpenSSL takes as long to load as all else of the
+    reactor.  Twisted does without where it is not installed, which ``None`` says of a module (Python, ``sys.modules``).
+    """
+    hidden: dict[str, Any] = sys.modules
+    loaded = hidden.get("OpenSSL")
+    hidden["OpenSSL"] = loaded
+    try:
+        # Typed as a module by what installs it.
+        from twisted.internet import reactor  # noqa: PLC0415
+    finally:
+        if loaded is None:
+            del hidden["OpenSSL"]
+    return reactor

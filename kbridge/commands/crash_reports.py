@@ -132,9 +132,6 @@ def watch_command(control: str | None, config: str | None, guest: str | None, *,
             click.echo(one.decode() if as_lines else _told(json.loads(one)))
 
 
-COMMANDS: Final = (ls_command, show_command, export_command, capture_command, watch_command)
-
-
 # ── where they are ──────────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -4,27 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
-from pathlib import Path
-from typing import Any, Final
 
 import click
 
+from kbridge.commands.gdb_arguments import gdb_arguments
 from kbridge.control import guest_path, relay
 from kbridge.errors import GuestError, KbridgeError
 from kbridge.options import relay_options
-
-SETTINGS: Final = (
-    # A stub behind a slow line may take its time.
-    "set remotetimeout 30",
-    # Whole pages of the kernel's image instead of a read for each variable.  Only the image and the modules:
-    # elsewhere device registers are mapped, which must not be read for no reason.
-    "set dcache line-size 4096",
-    "set dcache size 4096",
-    "set mem inaccessible-by-default off",
-    "mem 0xffffffff80000000 0xffffffffff000000 rw cache",
-)
-SCRIPTS: Final = "vmlinux-gdb.py"
-"""The kernel's own commands for gdb, which its build leaves beside vmlinux (CONFIG_GDB_SCRIPTS)."""
 
 
 @click.command("gdb")
@@ -58,15 +44,3 @@ def command(
         raise GuestError(f"{guest} has no debug stub", todo="configure `qmp` or `stub` for it")
     socket = status["sockets"]["gdb_observe" if observe else "gdb"]
     os.execv(found, [program, *gdb_arguments(status, socket), *arguments])  # noqa: S606 (no shell is wanted)
-
-
-def gdb_arguments(status: dict[str, Any], socket: str) -> list[str]:
-    """Return gdb's arguments for a guest's ``socket``."""
-    commands = [f"set debug-file-directory {':'.join(status['debug_dirs'])}", *SETTINGS]
-    commands.append(f"target remote {socket}")
-    if status["vmlinux"] is not None:
-        scripts = Path(status["vmlinux"]).with_name(SCRIPTS)
-        if scripts.is_file():
-            # They look for the kernel's types as they are read.
-            commands.append(f"source {scripts}")
-    return [argument for each in commands for argument in ("-ex", each)]
