@@ -26,6 +26,7 @@ from gdbstubs.memory import StubMemory
 from gdbstubs.packets import parse_thread
 from gdbstubs.passage import Passage
 from gdbstubs.ranges import RangeStep, is_ranged
+from gdbstubs.reclaim import reclaim
 from gdbstubs.registers import Description
 from gdbstubs.replies import Reply as RawReply
 from gdbstubs.replies import as_data, as_done, as_error, as_stop
@@ -717,6 +718,21 @@ class StubClient:
             done(error)
 
         self._ask(b"z" + _breakpoint_text(breakpoint_), answer)
+
+    def reclaim(self, breakpoints: tuple[Breakpoint, ...], done: Callable[[], None]) -> None:
+        """Count what a former connection left in the stub as inserted, right after the greeting."""
+        if not self.dialect.greeting_forgets:
+            # The greeting's question has removed them from QEMU; other stubs are asked one by one.
+            self.inserted.update(breakpoints)
+            done()
+            return
+
+        def ready(error: TargetError | None) -> None:
+            if error is not None and self.state is not State.CLOSED:
+                self._on_words(f"a processor that hit a breakpoint could not be put back to it: {error}\n")
+            done()
+
+        reclaim(self, breakpoints, self._last_stop, self.dialect.trap_length, ready)
 
     def forget_breakpoints(self) -> None:
         """Do nothing: what stands in the stub is removed by those who share it."""

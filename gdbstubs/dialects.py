@@ -46,6 +46,8 @@ class Dialect:
     """Whether the target stands until the reply to ``D`` was acknowledged."""
     detach_continues: bool = False
     """Whether a target that holds nothing of ours any more is left by a continue rather than by ``D``."""
+    greeting_forgets: bool = False
+    """Whether the greeting's question has the stub forget its breakpoints, and that they were removed."""
     passes_fault: bytes = b""
     """What leaves a target that has faulted to handle its fault; empty where it does so by itself."""
     asks_features: bool = True
@@ -106,6 +108,7 @@ KGDB: Final = Dialect(
     # ``D`` makes it forget which breakpoints were removed. A processor that hit one while another had stopped already
     # is then taken for a new stop, of which nobody is told, and the kernel stands for good.
     detach_continues=True,
+    greeting_forgets=True,
     # After ``c`` an oops is handled, and what faulted is tried again: it stops for good at one fault.
     passes_fault=b"C09",
     asks_features=False,

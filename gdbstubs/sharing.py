@@ -226,9 +226,7 @@ class Sharing:
             return
         orphans, self._orphans = self._orphans, ()
         if self._abandoned:
-            # The greeting's question has removed them from QEMU and kgdb; other stubs are asked one by one.
-            self.client.inserted.update(orphans)
-            self._leave()
+            self.client.reclaim(orphans, self._reclaimed)
             return
         self.phase = Phase.ATTACHED
         self._resumes_untold = 0
@@ -238,6 +236,11 @@ class Sharing:
         if self.control.holder is None and self._run_after:
             # It was stopped for somebody who has left meanwhile.
             self._restore()
+
+    def _reclaimed(self) -> None:
+        """Leave a stub in which nothing of an earlier connection is unknown any more."""
+        if self.phase is Phase.CONNECTING and self.client.state is State.STOPPED:
+            self._leave()
 
     def stub_failed(self, words: str) -> None:
         """Take note that no connection to the stub could be made; the guest is as it was."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from rsp.debugger import Debugger
 from rsp.kgdb import Kgdb
 
@@ -18,6 +19,7 @@ from gdbstubs.effects import (
 )
 from gdbstubs.exchange import Exchange
 from gdbstubs.sharing import MachineStatus
+from gdbstubs.target import Breakpoint, BreakpointKind
 
 A, B = SessionId(1), SessionId(2)
 BREAKPOINT = b"Z0,2000,1"
@@ -194,3 +196,64 @@ def test_a_running_kernel_is_broken_into_to_remove_what_a_lost_debugger_left() -
     assert kernel.debuggers[B].waits
     kernel.interrupt(B)
     assert kernel.told(B).startswith(b"T02")
+
+
+# -- after a relay that was killed ---------------------------------------------------------------------------------
+
+LEFT = (Breakpoint(BreakpointKind.SOFTWARE, 0x2000, 1), Breakpoint(BreakpointKind.SOFTWARE, 0x3000, 1))
+
+
+def recovered(kernel: Kernel) -> None:
+    """Have a new relay clean up behind one whose kernel hit breakpoints, or still runs over them."""
+    kernel.stub.connected = True  # nobody has detached
+    kernel.stub.breakpoints.update({b"0,2000,1", b"0,3000,1"})
+    assert kernel.exchange.recover(LEFT, kernel.now)
+    kernel.flow()
+    assert not kernel.stub.in_debugger
+    assert not kernel.stub.breakpoints
+
+
+def test_a_processor_that_comes_second_at_what_a_killed_relay_left_is_no_new_stop() -> None:
+    kernel = Kernel()
+    recovered(kernel)
+    assert kernel.stub.removed == {b"0,2000,1", b"0,3000,1"}
+    assert kernel.broken_in == 1
+
+
+@pytest.mark.parametrize("place", [0x2000, 0x3000])
+def test_a_processor_that_hit_a_breakpoint_without_a_relay_runs_the_instruction_there(place: int) -> None:
+    kernel = Kernel()
+    kernel.stub.trap(place)
+    recovered(kernel)
+    assert kernel.stub.program_counter == place
+
+
+@pytest.mark.parametrize(
+    ("place", "stepped"), [(0x2000, True), (0x2FF0, False)], ids=["stepped", "elsewhere"]
+)
+def test_a_processor_that_hit_none_goes_on_where_it_is(place: int, stepped: bool) -> None:
+    kernel = Kernel()
+    kernel.stub.trap(place, stepped=stepped)
+    recovered(kernel)
+    assert kernel.stub.program_counter == place + 1
+
+
+def test_a_program_counter_that_cannot_be_put_back_keeps_no_kernel_standing() -> None:
+    kernel = Kernel()
+    kernel.stub.trap(0x2000)
+    kernel.stub.is_read_only = True
+    recovered(kernel)
+    assert kernel.stub.program_counter == 0x2001
+
+
+def test_a_session_that_comes_while_a_killed_relay_s_breakpoints_are_removed_waits_and_is_served() -> None:
+    kernel = Kernel()
+    kernel.stub.trap(0x2000)
+    kernel.stub.connected = True
+    kernel.stub.breakpoints.add(b"0,2000,1")
+    assert kernel.exchange.recover(LEFT, kernel.now)
+    kernel.debuggers[A] = Debugger()
+    assert kernel.exchange.session_opened(A, "user-1", kernel.now)
+    assert kernel.ask(A, b"?").startswith(b"T")
+    assert kernel.stub.in_debugger
+    assert kernel.stub.program_counter == 0x2000

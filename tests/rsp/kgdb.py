@@ -11,6 +11,7 @@ CPUS = (b"fffffffe", b"fffffffd")
 TASKS = {b"01": b"init", b"02": b"kthreadd", b"3f": b"sh"}
 NUMREGBYTES = 17 * 8 + 5 * 4
 PROGRAM_COUNTER = slice(128, 136)
+FLAGS = slice(136, 140)
 LONGEST = 1023
 
 
@@ -24,6 +25,8 @@ class Kgdb:
         self.memory: dict[int, int] = {}
         self.breakpoints: set[bytes] = set()
         self.hardware: set[bytes] = set()
+        self.removed: set[bytes] = set()
+        """Where a processor that hit a breakpoint and comes second is let go on: there was one."""
         self.path: list[int] = []
         self.current = CPUS[0]
         self.tasks = dict(TASKS)
@@ -46,10 +49,11 @@ class Kgdb:
         if self.connected:
             self._say(b"T05thread:%s;" % self.current)
 
-    def trap(self, address: int) -> None:
-        """Run into the `int3` at an address, which the processor is then one byte past."""
+    def trap(self, address: int, *, stepped: bool = False) -> None:
+        """Run into the `int3` at an address, which the processor is then one byte past, or be stepped there."""
         assert not self.in_debugger
         self.registers[PROGRAM_COUNTER] = (address + 1).to_bytes(8, "little")
+        self.registers[FLAGS] = (0x346 if stepped else 0x246).to_bytes(4, "little")
         self.halt()
 
     def exit_task(self, task: bytes) -> None:
@@ -102,6 +106,7 @@ class Kgdb:
         match letter:
             case b"?":
                 self.breakpoints.clear()
+                self.removed.clear()
                 self.hardware.clear()
                 self._say(b"S05")
             case b"q":
@@ -121,6 +126,7 @@ class Kgdb:
                 self._go(stepping=letter == b"s")
             case b"D":
                 self.breakpoints.clear()
+                self.removed.clear()
                 self.connected = False
                 self._leaving = True
                 self._say(b"OK")
@@ -195,9 +201,12 @@ class Kgdb:
                 self._say(b"E01")
             else:
                 places.add(rest)
+                self.removed.discard(rest)
                 self._say(b"OK")
         elif rest in places:
             places.remove(rest)
+            if places is self.breakpoints:
+                self.removed.add(rest)
             self._say(b"OK")
         else:
             self._say(b"E02")
