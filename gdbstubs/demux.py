@@ -385,6 +385,14 @@ class LineDemultiplexer:
         """Decide what is kept, as the line has fallen silent."""
         data, self._kept = self._kept, b""
         if not self._complete:
+            if self._asks and self.state is State.RUNS and not data.strip(b"+-"):
+                # Asked although nothing showed that it stands, and it did: a kgdb that waited for an acknowledgement
+                # gives its packet up at the question's ``$``, says so by a ``-``, and nothing else.
+                self._acks = max(0, self._acks - len(data))
+                self.state = State.HELD
+                self.keys.is_held = True
+                self.output.append(Stub(data))
+                return
             self.counts.unfinished += 1
             if self.state is State.HELD:
                 self._doubt()

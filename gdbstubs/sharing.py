@@ -156,6 +156,11 @@ class Sharing:
         return tuple(self._here)
 
     @property
+    def is_cleaning(self) -> bool:
+        """Whether the stub is connected to for what an earlier connection left in it."""
+        return self.phase is Phase.CONNECTING and bool(self._orphans)
+
+    @property
     def deadline(self) -> float | None:
         """When ``expire`` wants to be called."""
         if self._tell_at is None or self._deadline is None:

@@ -543,7 +543,7 @@ class Relay:
 
     async def _reach_stub(self) -> socket.socket:
         if not isinstance(self._endpoint, Endpoint):
-            return await self._endpoint(self._recovering)
+            return await self._endpoint(self._recovering or self._exchange.sharing.is_cleaning)
         if not self._start_stub or self._machine is None:
             return await connect(self._reactor, self._endpoint)
         assert isinstance(self._endpoint, Unix)

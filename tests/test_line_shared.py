@@ -222,6 +222,29 @@ class SharedLineTest(TestCase):
         self.says(b"+" + frame(b"S05"), then=2 * SILENCE)
         assert self.hears(one) == b"+" + frame(b"S05")
 
+    async def test_a_kernel_that_gives_up_what_a_killed_relay_left_unacknowledged_stands(self) -> None:
+        one = await self.client(is_sought=True)
+        self.sends(one, b"$?#3f")
+        assert self.line.take() == b"$?#3f"
+        # At the question's `$`, which is lost with it.
+        self.says(b"-", then=2 * UNFINISHED)
+        assert self.hears(one) == b"-"
+        assert self.shared.stands
+        self.sends(one, b"$?#3f")
+        assert self.line.take() == b"$?#3f"
+        self.says(b"+" + frame(b"S05"))
+        assert self.hears(one) == b"+" + frame(b"S05")
+        assert self.console == b""
+
+    async def test_a_successor_asks_once_more_when_the_guest_was_not_broken_into(self) -> None:
+        (await self.client(is_sought=True)).close()
+        self.reactor.turn()
+        one = await self.client()
+        self.sends(one, b"$?#3f")
+        assert self.line.take() == b""
+        assert self.shared.seek()
+        assert self.line.take() == b"$?#3f"
+
     async def test_one_client_at_a_time_and_none_without_a_line(self) -> None:
         one = await self.client()
         other = await self.client()

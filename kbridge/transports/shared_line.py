@@ -237,7 +237,8 @@ class SharedLine:
     async def connect(self, is_sought: bool) -> socket.socket:
         """Return a socket on which the guest's kgdb answers, one at a time.  Raises ``GuestError``.
 
-        ``is_sought``: a predecessor left the guest standing, perhaps: it is asked though nothing shows that it stands.
+        ``is_sought``: a predecessor left the guest standing, perhaps: it is asked though nothing shows that it stands,
+        and again once the ways to break in have failed.
         """
         if self._own.reason:
             raise GuestError("kgdb cannot be reached", why=f"its line is not there: {self._own.reason}")
@@ -246,6 +247,7 @@ class SharedLine:
         ours, theirs = socket.socketpair()
         theirs.setblocking(False)
         self._is_sought = is_sought
+        self._has_stood = self._has_stood or is_sought
         self._waiting = b""
         self._client = Stream(self._reactor, ours, self._from_client, self._client_lost)
         self._demux.keys.is_attended = True
