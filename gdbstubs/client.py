@@ -360,7 +360,7 @@ class StubClient:
         if isinstance(stop, Halted):
             self._announced = stop.thread
         self._asked_again = True
-        self._link.send(b"?", self.now)
+        self._link.send_anew(b"?", self.now)
 
     def _print(self, payload: bytes) -> None:
         try:

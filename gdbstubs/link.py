@@ -29,6 +29,10 @@ NOISY_SECONDS: Final = 1.0
 """The time-out on a line that has harmed a packet: gdb waits two seconds for what takes several.  Not for a resume,
 which somebody else would read if it was sent again to a target that runs, nor for a first question, which may be
 waiting for the target to stop."""
+REFUSED_SECONDS: Final = 0.1
+"""How long a packet that seems to be refused may yet be acknowledged before it is sent again, where it may have been
+damaged: kgdb also refuses what it does not read, a copy that came while it waited for an acknowledgement, and a packet
+sent once more for each such refusal would have a copy in its turn."""
 MOST_QUEUED: Final = 1024
 
 
@@ -50,6 +54,7 @@ class Link:
         "_framer",
         "_is_answered",
         "_is_noisy",
+        "_is_refused",
         "_last",
         "_late",
         "_no_ack",
@@ -93,6 +98,7 @@ class Link:
         self._deadline: float | None = None
         self._last = b""
         self._is_noisy = False  # a packet of the peer was damaged
+        self._is_refused = False  # the deadline is that of a packet that seems to be refused
         self._sent_late = 0  # how often the oldest packet was sent again for its deadline
         self._overtaken = 0  # refusals that may come of such copies, of the packet before
         self._is_answered = False  # the last packet came, and nothing of ours was acknowledged since
@@ -179,7 +185,7 @@ class Link:
         if damaged:
             self.output.append(b"-")
         if refused:
-            self._retransmit(now)
+            self._refused(now)
         return delivered
 
     def _is_repeated(self, packet: bytes) -> bool:
@@ -205,6 +211,14 @@ class Link:
         Raises ``LinkFailed`` when ``MOST_QUEUED`` packets already wait for the peer's acknowledgements.
         """
         self.send_packet(frame(payload), now)
+
+    def send_anew(self, payload: bytes, now: float) -> None:
+        """Send what takes the place of the packet before, which the peer lost when it said something else.
+
+        kgdb does when it has a stop to report: it gives it up at a packet's ``$``, and refuses that packet.
+        """
+        self.send(payload, now)
+        self._overtaken = 1
 
     def send_packet(self, packet: bytes, now: float) -> None:
         """Send a packet that has its frame; like ``send``."""
@@ -241,7 +255,7 @@ class Link:
     def expire(self, now: float) -> None:
         """Send the oldest packet again if its deadline has passed.  Raises ``LinkFailed`` after the last try."""
         if self._deadline is not None and now >= self._deadline:
-            self._sent_late += 1
+            self._sent_late += not self._is_refused
             self._retransmit(now)
 
     def _transmit(self, packet: bytes, now: float) -> None:
@@ -254,6 +268,7 @@ class Link:
 
     def _start(self, now: float) -> None:
         self._tries = 0
+        self._is_refused = False
         self._deadline = None if self._timeout is None else now + self._patience(self._timeout)
 
     def _patience(self, timeout: float) -> float:
@@ -281,7 +296,15 @@ class Link:
         for _ in range(len(self._unacknowledged)):
             self._acknowledged(now)
 
+    def _refused(self, now: float) -> None:
+        if self._deadline is None or not self._alternating:
+            self._retransmit(now)
+        elif not self._is_refused:
+            self._is_refused = True
+            self._deadline = min(self._deadline, now + REFUSED_SECONDS)
+
     def _retransmit(self, now: float) -> None:
+        self._is_refused = False
         if not self._unacknowledged:
             return
         self._tries += 1

@@ -17,6 +17,7 @@ from rsp.target import PlainTarget
 from gdbstubs.client import OWED_SECONDS, State, StubClient
 from gdbstubs.dialects import KGDB, PLAIN, QEMU, RELAY, Dialect
 from gdbstubs.errors import EBUSY, EIO, ESRCH, LinkFailed, RemoteProtocolError, TargetError
+from gdbstubs.link import REFUSED_SECONDS
 from gdbstubs.registers import parse_description
 from gdbstubs.server import Server
 from gdbstubs.target import (
@@ -1230,6 +1231,10 @@ def test_a_line_lost_while_the_program_counter_is_put_back_ends_the_resume_once(
     line.answers.clear()
     line.kernel.output.clear()
     line.connect(running=False)
+    line.exchange()
+    # The kernel gave its stop up for the question, which it lost.
+    line.client.now += REFUSED_SECONDS
+    line.client.expire()
     line.exchange()
     assert line.answers == [Halted(5, SHADOW)]
 

@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from rsp.stub import packet
 
 from gdbstubs.errors import LinkFailed
-from gdbstubs.link import MOST_QUEUED, RETRIES, Link
+from gdbstubs.link import MOST_QUEUED, REFUSED_SECONDS, RETRIES, Link
 from gdbstubs.wire import Control, Notification
 
 
@@ -315,7 +315,9 @@ def test_a_reply_that_comes_twice_answers_one_request() -> None:
     taken(link)
     assert link.receive(packet(b"01020304") + b"-", 0.3) == []
     assert link.repeats == 1
-    assert taken(link) == b"+" + packet(b"m2000,4")
+    assert taken(link) == b"+"
+    link.expire(0.3 + REFUSED_SECONDS)
+    assert taken(link) == packet(b"m2000,4")
     # The same bytes are a reply once the request was acknowledged.
     assert link.receive(b"+" + packet(b"01020304"), 0.4) == [b"01020304"]
     link.send(b"m3000,4", 0.5)
@@ -353,6 +355,30 @@ def test_on_a_noisy_line_packets_are_sent_again_sooner_but_for_a_resume() -> Non
         assert link.deadline == pytest.approx(10.0 + loud, abs=0.05)
 
 
+def test_a_refusal_of_another_copy_has_nothing_sent_again_that_is_acknowledged_meanwhile() -> None:
+    """Or each packet would have a copy, whose refusal comes at the next: for as long as the connection lasts."""
+    link = noisy()
+    link.send(b"c", 0)
+    taken(link)
+    assert link.receive(b"-", 0.1) == []
+    assert link.receive(b"+", 0.1 + REFUSED_SECONDS / 2) == []
+    assert link.deadline is None
+    assert taken(link) == b""
+
+
+def test_the_refusal_of_a_packet_that_was_sent_anew_is_not_that_of_the_new_one() -> None:
+    """Kgdb gives its stop up at the ``$`` of a question, and refuses it when the question was sent anew."""
+    link = noisy()
+    link.send(b"?", 0)
+    assert link.receive(packet(b"T05"), 1.0) == [b"T05"]
+    link.send_anew(b"?", 1.0)
+    taken(link)
+    assert link.receive(b"-", 1.1) == []
+    link.expire(1.1 + REFUSED_SECONDS)
+    assert taken(link) == b""
+    assert link.receive(b"+" + packet(b"S05"), 1.3) == [b"S05"]
+
+
 def test_a_copy_that_met_the_answer_to_the_first_has_nothing_else_sent_again() -> None:
     """Kgdb was slow: it answers the first copy and, at the ``$`` of the second, gives the answer up by a ``-``."""
     link = noisy()
@@ -366,5 +392,6 @@ def test_a_copy_that_met_the_answer_to_the_first_has_nothing_else_sent_again() -
     assert taken(link) == b""
     # One that the peer really refuses is sent again.
     link.receive(b"-", 1.4)
+    link.expire(1.4 + REFUSED_SECONDS)
     assert taken(link) == packet(b"m2000,4")
     assert link.receive(b"+" + packet(b"05"), 1.5) == [b"05"]

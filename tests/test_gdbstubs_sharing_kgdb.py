@@ -18,6 +18,7 @@ from gdbstubs.effects import (
     ToStub,
 )
 from gdbstubs.exchange import Exchange
+from gdbstubs.reclaim import TRAP_FLAG
 from gdbstubs.sharing import MachineStatus
 from gdbstubs.target import Breakpoint, BreakpointKind
 
@@ -202,6 +203,8 @@ def test_a_running_kernel_is_broken_into_to_remove_what_a_lost_debugger_left() -
 
 LEFT = (Breakpoint(BreakpointKind.SOFTWARE, 0x2000, 1), Breakpoint(BreakpointKind.SOFTWARE, 0x3000, 1))
 
+FLAGS = 0x246
+
 
 def recovered(kernel: Kernel) -> None:
     """Have a new relay clean up behind one whose kernel hit breakpoints, or still runs over them."""
@@ -223,7 +226,7 @@ def test_a_processor_that_comes_second_at_what_a_killed_relay_left_is_no_new_sto
 @pytest.mark.parametrize("place", [0x2000, 0x3000])
 def test_a_processor_that_hit_a_breakpoint_without_a_relay_runs_the_instruction_there(place: int) -> None:
     kernel = Kernel()
-    kernel.stub.trap(place)
+    kernel.stub.trap(place, flags=FLAGS)
     recovered(kernel)
     assert kernel.stub.program_counter == place
 
@@ -233,14 +236,14 @@ def test_a_processor_that_hit_a_breakpoint_without_a_relay_runs_the_instruction_
 )
 def test_a_processor_that_hit_none_goes_on_where_it_is(place: int, stepped: bool) -> None:
     kernel = Kernel()
-    kernel.stub.trap(place, stepped=stepped)
+    kernel.stub.trap(place, flags=FLAGS | TRAP_FLAG if stepped else FLAGS)
     recovered(kernel)
     assert kernel.stub.program_counter == place + 1
 
 
 def test_a_program_counter_that_cannot_be_put_back_keeps_no_kernel_standing() -> None:
     kernel = Kernel()
-    kernel.stub.trap(0x2000)
+    kernel.stub.trap(0x2000, flags=FLAGS)
     kernel.stub.is_read_only = True
     recovered(kernel)
     assert kernel.stub.program_counter == 0x2001
@@ -248,7 +251,7 @@ def test_a_program_counter_that_cannot_be_put_back_keeps_no_kernel_standing() ->
 
 def test_a_session_that_comes_while_a_killed_relay_s_breakpoints_are_removed_waits_and_is_served() -> None:
     kernel = Kernel()
-    kernel.stub.trap(0x2000)
+    kernel.stub.trap(0x2000, flags=FLAGS)
     kernel.stub.connected = True
     kernel.stub.breakpoints.add(b"0,2000,1")
     assert kernel.exchange.recover(LEFT, kernel.now)

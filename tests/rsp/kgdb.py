@@ -49,11 +49,12 @@ class Kgdb:
         if self.connected:
             self._say(b"T05thread:%s;" % self.current)
 
-    def trap(self, address: int, *, stepped: bool = False) -> None:
-        """Run into the `int3` at an address, which the processor is then one byte past, or be stepped there."""
+    def trap(self, address: int, *, flags: int | None = None) -> None:
+        """Run into the `int3` at an address, which the processor is then one byte past."""
         assert not self.in_debugger
         self.registers[PROGRAM_COUNTER] = (address + 1).to_bytes(8, "little")
-        self.registers[FLAGS] = (0x346 if stepped else 0x246).to_bytes(4, "little")
+        if flags is not None:
+            self.registers[FLAGS] = flags.to_bytes(4, "little")
         self.halt()
 
     def exit_task(self, task: bytes) -> None:
