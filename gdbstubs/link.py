@@ -174,7 +174,7 @@ class Link:
                     # It was late, not lost: the second copy met the answer to the first.
                     self._overtaken -= 1
                 else:
-                    refused = True
+                    refused = bool(self._unacknowledged)
             elif event is Control.DAMAGED:
                 damaged = self._is_noisy = True
             else:
@@ -186,7 +186,13 @@ class Link:
             self.output.append(b"-")
         if refused:
             self._refused(now)
+        self._send_waiting(now)
         return delivered
+
+    def _send_waiting(self, now: float) -> None:
+        """Send what waited: behind our acknowledgements, and once all was read, which is no answer to it."""
+        while self._queue and len(self._unacknowledged) < self._window:
+            self._transmit(self._queue.popleft(), now)
 
     def _is_repeated(self, packet: bytes) -> bool:
         """Whether a packet is the last one again; of output and of stops several alike may follow each other."""
@@ -283,10 +289,6 @@ class Link:
         self._is_answered = False
         self._overtaken, self._sent_late = self._sent_late, 0
         self._unacknowledged.popleft()
-        if self._queue:
-            packet = self._queue.popleft()
-            self._unacknowledged.append(packet)
-            self.output.append(packet)
         if self._unacknowledged:
             self._start(now)
         else:

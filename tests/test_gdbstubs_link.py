@@ -54,8 +54,10 @@ def test_the_window_holds_packets_back() -> None:
     assert taken(link) == packet(b"1") + packet(b"2")
     link.receive(b"+", 0)
     assert taken(link) == packet(b"3")
-    link.receive(b"++++++", 0)  # more than were owed
+    link.receive(b"++++++", 0)  # more than were owed; none is for what goes out behind them
     assert taken(link) == packet(b"4")
+    assert not link.idle
+    link.receive(b"+", 0)
     assert link.idle
     link.send(b"5", 0)
     assert taken(link) == packet(b"5")
@@ -377,6 +379,22 @@ def test_the_refusal_of_a_packet_that_was_sent_anew_is_not_that_of_the_new_one()
     link.expire(1.1 + REFUSED_SECONDS)
     assert taken(link) == b""
     assert link.receive(b"+" + packet(b"S05"), 1.3) == [b"S05"]
+
+
+def test_what_waits_is_sent_behind_the_acknowledgement_of_what_came_and_is_not_answered_by_it() -> None:
+    """Two questions are on their way; the second's answer comes when something else waits already."""
+    link = noisy()
+    link.send(b"?", 0)
+    taken(link)
+    assert link.receive(packet(b"T05"), 1.0) == [b"T05"]
+    link.send_anew(b"?", 1.0)
+    link.send(b"qC", 1.0)
+    assert taken(link) == b"+" + packet(b"?")
+    assert link.receive(b"+" + packet(b"S05"), 1.1) == [b"S05"]
+    assert taken(link) == b"+" + packet(b"qC")
+    link.receive(b"-", 1.2)
+    link.expire(1.2 + REFUSED_SECONDS)
+    assert taken(link) == packet(b"qC")
 
 
 def test_a_copy_that_met_the_answer_to_the_first_has_nothing_else_sent_again() -> None:
