@@ -22,7 +22,6 @@ from typing import Any, Final, assert_never
 from twisted.internet.defer import Deferred
 from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.interfaces import IDelayedCall
-from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from gdbstubs.client import State
@@ -56,6 +55,7 @@ from kbridge.errors import GuestError, KbridgeError, RecordError
 from kbridge.hypervisors.interface import Machine, MachineEvent, RunState
 from kbridge.memory.stops import StopMemory
 from kbridge.peers import uid_of, user_of
+from kbridge.stub_entry import StubEntry
 from kbridge.transports.endpoints import Endpoint, Unix
 from kbridge.transports.stream_poller import StreamPoller
 from kbridge.transports.streams import Listener, SocketAccess, Stream, connect
@@ -67,12 +67,6 @@ LEAVE_SECONDS: Final = 20.0
 
 MACHINE_SECONDS: Final = 3.0
 """How long a debugger waits for a machine monitor that does not answer yet."""
-
-STANDS_SECONDS: Final = 0.5
-"""How soon a kernel that stands in kgdb answers; software emulation takes a few milliseconds."""
-UNBROKEN_SECONDS: Final = 2.0
-"""The same, where it is not broken into if it does not: a machine under load takes its time."""
-LOOK_SECONDS: Final = 0.02
 
 Sink = Callable[[str, Mapping[str, Any]], None]
 """Takes an event for the time line: its kind and its fields."""
@@ -122,10 +116,14 @@ class Relay:
         self._machine = machine
         self._sink = sink
         self._tap = tap
-        self._break_in = break_in
-        self._breaking_in = False
-        self._may_break_in = True
-        """Whether the stub is connected to for somebody for whom a running kernel may be stopped."""
+        self._entry = StubEntry(
+            reactor,
+            guest,
+            break_in,
+            is_answered=lambda: self._exchange.is_answered,
+            failed=self._break_in_failed,
+            sink=sink,
+        )
         self._journal_path = journal_path
         self._start_stub = start_stub
         self._stub_started = False
@@ -300,7 +298,7 @@ class Relay:
         running kernel whose own stub this is.
         """
         if self.is_away:
-            self._may_break_in = breaks_in
+            self._entry.may_break_in = breaks_in
         ours, theirs = socket.socketpair()
         name = self._unique(name)
         self._accepted(theirs, observes=observes, name=name)
@@ -461,9 +459,7 @@ class Relay:
             case CloseStub(run, detached):
                 self._launch(self._close_stub(run=run, detached=detached))
             case BreakIn():
-                if not self._breaking_in:
-                    self._breaking_in = True
-                    self._launch(self._enter_stub())
+                self._entry.enter()
             case QueryMachine():
                 self._launch(self._query_machine())
             case ReadLive():
@@ -504,6 +500,7 @@ class Relay:
         self._recovering = False
         self._recovery = None
         self._stub = Stream(self._poller, connection, self._stub_data, self._stub_lost)
+        self._entry.connected()
         self._exchange.stub_connected(self._now(), running=running)
         self._execute()
 
@@ -588,37 +585,9 @@ class Relay:
             stopping, self._stopping = self._stopping, None
             stopping.callback(None)
 
-    async def _enter_stub(self) -> None:
-        """Break into a guest whose stub takes no interrupt, unless it stands there already."""
-        try:
-            if await self._entered(STANDS_SECONDS if self._may_break_in else UNBROKEN_SECONDS):
-                return
-            if not self._may_break_in:
-                raise GuestError(
-                    f"{self._guest} was not broken into", why="its kernel runs, and is not to be stopped"
-                )
-            if self._break_in is None:
-                raise GuestError(
-                    f"{self._guest} runs, and its stub takes no interrupt", todo="set `break_in`"
-                )
-            way = await self._break_in.enter(self._entered)
-            if way is not None:
-                self._sink("debugger.break_in", {"way": way.value})
-        except KbridgeError as error:
-            self._exchange.break_in_failed(str(error), self._now())
-            self._execute()
-        finally:
-            self._breaking_in = False
-            self._may_break_in = True
-
-    async def _entered(self, seconds: float) -> bool:
-        """Wait until the stub has said that the guest stands, or is gone."""
-        end = self._now() + seconds
-        while not self._exchange.is_answered:
-            if self._now() >= end:
-                return False
-            await deferLater(self._reactor, LOOK_SECONDS)
-        return True
+    def _break_in_failed(self, why: str) -> None:
+        self._exchange.break_in_failed(why, self._now())
+        self._execute()
 
     async def _read_live(self, asked: ReadLive) -> None:
         found: bytes | str
