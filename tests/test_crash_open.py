@@ -69,6 +69,11 @@ class Dead:
         return self.open("gdb", "-nx", "-batch", *(word for one in commands for word in ("-ex", one)))
 
 
+def beside(image: Path) -> Path:
+    """Return where the same memory is in kdump's format: out of the folder in which tools leave nothing."""
+    return image.parent.with_name(f"{image.parent.name}.kdump")
+
+
 def die(start_guest: StartGuest, folder: Path, *arguments: str) -> Dead:
     with Shared(start_guest, *arguments) as shared:
         with Console(shared) as console:
@@ -81,7 +86,10 @@ def die(start_guest: StartGuest, folder: Path, *arguments: str) -> Dead:
         live = shared.run("gdb", "web1", "--", "-nx", "-batch", *commands).stdout
         facts = take(f"{shared.dir}/monitor", folder / "vmcore")
         shared.monitor().command(
-            "dump-guest-memory", paging=False, protocol=f"file:{folder}/kdump", format="kdump-zlib"
+            "dump-guest-memory",
+            paging=False,
+            protocol=f"file:{beside(folder / 'vmcore')}",
+            format="kdump-zlib",
         )
         tasks = {int(pid): name for pid, _, name in (line.partition(" ") for line in said.splitlines())}
         guest = shared.guest
@@ -166,7 +174,7 @@ def test_the_processor_that_panicked_is_shown_first_and_all_tasks_are_threads(de
 
 def test_an_image_in_kdumps_format_shows_the_same(dead: Dead) -> None:
     commands = [word for one in ("thread 1", "bt", "thread 2", "bt") for word in ("-ex", one)]
-    kdump = dead.image.with_name("kdump")
+    kdump = beside(dead.image)
     assert kdump.read_bytes()[:12] == b"makedumpfile"
     said = dead.open("gdb", "-nx", "-batch", *commands, image=kdump)
     assert len(backtraces(said)) == 2
