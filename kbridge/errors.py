@@ -3,6 +3,7 @@
 KbridgeError            what went wrong, why, and what to do next
   ConfigError           a configuration that is not valid: all its mistakes at once
   MachineError          the machine monitor refused, or could not be reached
+    CommandRefusedError its command was certainly not carried out
   LineError             a serial line cannot be opened, written or broken
     PenHeldError        another may type on it
   RecordError           a console ring or time line cannot be used
@@ -43,6 +44,10 @@ class ConfigError(KbridgeError):
 
 class MachineError(KbridgeError):
     """The machine monitor refused a command or cannot be reached; the machine is as it was."""
+
+
+class CommandRefusedError(MachineError):
+    """The machine monitor refused a command, or was not sent it: it was certainly not carried out."""
 
 
 class LineError(KbridgeError):

@@ -101,6 +101,16 @@ class ObjectsTest(TestCase):
             served._kernel.forget()
             assert f"found by   {way};" in await served.describe()
 
+    async def test_memory_that_does_not_come_is_said_so_in_time(self) -> None:
+        self.patch(objects, "WORDS_SECONDS", 0.05)
+        self.memory.stalls = Deferred()
+        words = "the guest's memory was not read within 0.05 s"
+        assert f"no symbols: {words}" in await self.objects.describe()
+        self.memory.stalls = Deferred()
+        assert f"no list of modules: {words}" in await self.objects.describe_modules()
+        self.memory.stalls = None
+        assert f"build-id {ONE.hex()}" in await self.objects.describe()
+
     async def test_a_kernel_without_symbols_of_its_own_gets_them_from_the_system_map_that_fits(self) -> None:
         linked = read_kernel(self.dir / "vmlinux").linked
         for path in self.dir.glob("vmlinux*"):

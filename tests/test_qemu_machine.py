@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from twisted.internet import reactor
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.task import deferLater
 from twisted.trial.unittest import TestCase
 
 from kbridge.errors import MachineError
-from kbridge.hypervisors.interface import Machine, MachineEvent, MachineState, RunState
-from kbridge.hypervisors.qemu import QemuMachine
+from kbridge.hypervisors.interface import MOST_READ_BYTES, Machine, MachineEvent, MachineState, RunState
+from kbridge.hypervisors.qemu import MUCH_BYTES, QemuMachine
 from kbridge.transports.endpoints import Tcp, Unix
 
 if TYPE_CHECKING:
@@ -226,7 +226,61 @@ class CommandTests(QemuCase):
         assert len(await self.machine.read_memory(memory - 6, 4000)) == 6
         assert await self.machine.read_memory(memory + 64, 64) == b""
         with pytest.raises(ValueError, match="cannot be read at once"):
-            await self.machine.read_memory(0, 4097)
+            await self.machine.read_memory(0, MOST_READ_BYTES + 1)
+
+    async def test_much_memory_is_read_at_once_where_qemu_can_be_handed_a_file(self) -> None:
+        """The same bytes come by the human monitor, to which reads of less than a kilobyte go."""
+        await self.found(*self.boot_sector(COUNT))
+        await self.machine.resume()
+        # It runs, and the firmware, which changes what it is made of, is over.
+        await until_true(self.holds(0x7C00, COUNT), "the boot sector")
+
+        async def by_text(address: int, length: int) -> bytes:
+            return b"".join(
+                [
+                    await self.machine.read_memory(address + at, min(MUCH_BYTES - 1, length - at))
+                    for at in range(0, length, MUCH_BYTES - 1)
+                ]
+            )
+
+        firmware = await by_text(0xE0000, 0x20000)
+        assert await self.machine.read_memory(0xE0000, 0x20000) == firmware
+        assert len(await self.machine.read_memory(0, MOST_READ_BYTES)) == MOST_READ_BYTES
+        # The page of the reset vector; what lies behind is not there.
+        last = await by_text(0xFFFFF000, 4096)
+        assert len(last) == 4096
+        assert await self.machine.read_memory(0xFFFFF000, 8192) == last
+        # QEMU holds one file for it, not one for each read.
+        assert len(await self.machine._client.execute("query-fdsets")) == 1
+
+        # A relay that was killed leaves it; whoever comes next has one of its own, and one.  Who stops leaves none.
+        other = await self.other()
+        await self.machine._client.stop()
+        assert len(other.execute("query-fdsets")["return"]) == 1
+        for _ in range(2):
+            self.machine.start()
+            await until(lambda: self.machine.connected, "the machine again")
+            assert await self.machine.read_memory(0xE0000, 0x20000) == firmware
+            (one,) = other.execute("query-fdsets")["return"]
+            assert len(one["fds"]) == 1
+            await self.machine.stop()
+            assert other.execute("query-fdsets")["return"] == []
+
+    async def test_reads_at_the_same_time_do_not_mix(self) -> None:
+        await self.found()
+        places = range(0xF0000, 0x100000, 0x2000)
+        reads = [Deferred.fromCoroutine(self.machine.read_memory(at, 0x2000)) for at in places]
+        found = await gatherResults(reads)
+        assert b"".join(found) == await self.machine.read_memory(0xF0000, 0x10000)
+
+    async def test_where_qemu_may_not_open_its_files_anew_memory_comes_as_text(self) -> None:
+        await self.found()
+        firmware = await self.machine.read_memory(0xF0000, 0x10000)
+        file = self.machine._memory_file
+        file._path = "/proc/self/fd/no-such-file"
+        assert await self.machine.read_memory(0xF0000, 0x10000) == firmware
+        assert file._is_refused
+        assert await self.machine.read_memory(0xF0000, 0x10000) == firmware
 
     async def test_reset_is_over_when_it_returns_and_is_ours(self) -> None:
         await self.found()

@@ -249,11 +249,11 @@ def shown(address: int, data: bytes) -> str:
     return "".join(lines)
 
 
-@given(st.integers(0, examine.END_OF_MEMORY - 1), st.integers(0, examine.MAX_READ_BYTES))
+@given(st.integers(0, examine.END_OF_MEMORY - 1), st.integers(0, 2 * examine.PAGE_BYTES))
 def test_a_read_is_cut_at_pages_and_at_the_end_of_memory(address: int, length: int) -> None:
     pieces = examine.pieces(address, length)
     assert sum(size for _, size in pieces) == min(length, examine.END_OF_MEMORY - address)
-    assert len(pieces) <= 2
+    assert len(pieces) <= 3
     for start, size in pieces:
         assert size > 0
         assert start // examine.PAGE_BYTES == (start + size - 1) // examine.PAGE_BYTES
@@ -261,9 +261,9 @@ def test_a_read_is_cut_at_pages_and_at_the_end_of_memory(address: int, length: i
         assert start + size == following
 
 
-@pytest.mark.parametrize(("address", "length"), [(0, 4097), (0, -1), (-1, 1), (1 << 64, 1)])
-def test_what_cannot_be_addressed_or_is_too_much_is_refused(address: int, length: int) -> None:
-    with pytest.raises(ValueError, match="cannot be read at once"):
+@pytest.mark.parametrize(("address", "length"), [(0, -1), (-1, 1), ((1 << 64) + 1, 1)])
+def test_what_cannot_be_addressed_is_refused(address: int, length: int) -> None:
+    with pytest.raises(ValueError, match="cannot be read"):
         examine.pieces(address, length)
 
 

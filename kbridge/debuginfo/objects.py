@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import binascii
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from functools import partial
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 from xml.sax.saxutils import quoteattr
 
 from twisted.internet.defer import Deferred, DeferredLock
@@ -28,7 +28,7 @@ from kbridge.debuginfo import kept_files
 from kbridge.debuginfo.finders import link_debug_file
 from kbridge.debuginfo.kernel import GuestKernel, Kernel, Memory, Unwind
 from kbridge.debuginfo.mapping import mapped
-from kbridge.errors import KbridgeError
+from kbridge.errors import GuestError, KbridgeError
 from symbols import elf, orc, skeleton
 from symbols.belief import Sighting, Verdict, judge
 from symbols.debug_frame import debug_frame
@@ -52,6 +52,8 @@ ANSWER_SECONDS: Final = 4.5
 """gdb waits three times two seconds for such a reply (gdb 13 and 18, tried: 5.7 s is in time, 7 s is not)."""
 WORK_SECONDS: Final = 30.0
 """How long the guest's memory is read for one question, whether or not it is still waited for."""
+WORDS_SECONDS: Final = 20.0
+"""How long who asks in words waits: a program that asked gives up after 30 s."""
 MOST_BYTES: Final = 64 << 20
 """Of made files that are kept."""
 MOST_SESSIONS: Final = 256
@@ -65,6 +67,8 @@ _MODULES: Final = _FOLDER / "modules"
 _FIRMWARE: Final = str(_FOLDER / "firmware")
 _NO_SYMBOLS: Final = b"S0030000FC\r\nS9030000FC\r\n"
 """S-records of nothing: an ELF file would name an architecture, which gdb then prefers to the description's i8086."""
+
+_Found = TypeVar("_Found")
 
 
 def _nobody(kind: str, fields: dict[str, Any]) -> None:
@@ -383,7 +387,7 @@ class DebuggerObjects:
     async def describe(self) -> str:
         """Say in words which kernel the guest runs and where its symbols are from."""
         try:
-            kernel = await self._look()
+            kernel = await self._in_time(self._look())
         except (SymbolError, KbridgeError) as error:
             lines = [f"no symbols: {error}"]
         else:
@@ -408,10 +412,24 @@ class DebuggerObjects:
             lines.append(f"fetching   {one.got:,}{size} bytes of build-id {one.build_id}")
         return "\n".join(lines) + "\n"
 
+    async def _loaded(self) -> ModuleList:
+        return await self._kernel.modules(await self._look())
+
+    async def _in_time(self, work: Coroutine[Any, Any, _Found]) -> _Found:
+        """Wait for what is read of the guest.  Raises ``GuestError`` when it takes too long."""
+        reading: Deferred[_Found] = Deferred.fromCoroutine(work)
+        try:
+            return await reading.addTimeout(WORDS_SECONDS, self._reactor)
+        except DeferredTimeout:
+            raise GuestError(
+                f"the guest's memory was not read within {WORDS_SECONDS:g} s",
+                todo="is its host very busy? Try again, or while the guest stands",
+            ) from None
+
     async def describe_modules(self) -> str:
         """List the loaded modules: name, address, size, file."""
         try:
-            found = await self._kernel.modules(await self._look())
+            found = await self._in_time(self._loaded())
         except (SymbolError, KbridgeError) as error:
             return f"no list of modules: {error}\n"
         width = max((len(one.name) for one in found.modules), default=4)

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+MOST_READ_BYTES: Final = 1 << 20
+"""Of memory, read at once while the guest runs: its machine serves nobody else meanwhile."""
 
 
 class RunState(Enum):
@@ -137,7 +140,7 @@ class Machine(Protocol):
         """Send BREAK on the serial line behind ``console``, an endpoint as configured (``unix:/x``)."""
 
     async def read_memory(self, address: int, length: int) -> bytes:
-        """Read at most 4096 bytes of virtual memory, as the first processor sees it, without stopping the guest.
+        """Read at most ``MOST_READ_BYTES`` of virtual memory, as the first processor sees it; the guest runs on.
 
         Fewer bytes come where the rest is not mapped, none where nothing is.
         """

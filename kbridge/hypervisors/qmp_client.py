@@ -30,7 +30,7 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from kbridge.errors import MachineError
+from kbridge.errors import CommandRefusedError, MachineError
 from kbridge.hypervisors.qmp import (
     Event,
     Greeting,
@@ -75,7 +75,7 @@ class _Link(Protocol):
         """Send a command, and an open file with it; its reply, or ``MachineError`` when the connection ends before."""
         assert self.transport is not None
         if descriptor is not None and not IUNIXTransport.providedBy(self.transport):
-            raise MachineError(
+            raise CommandRefusedError(
                 f"{name} cannot be sent",
                 why="a file can only be handed to a machine monitor on a unix socket",
                 todo="give QEMU one: -qmp unix:PATH,server=on,wait=off",
@@ -232,7 +232,7 @@ class QmpClient:
     ) -> Any:  # the reply is whatever JSON the command returns
         """Carry out a QMP command; its ``return`` value.
 
-        ``descriptor``: an open file that QEMU is given with it, for ``getfd``; one at a time.
+        ``descriptor``: an open file that QEMU is given with it, for ``getfd`` or ``add-fd``; one at a time.
         ``MachineError`` when it is refused, or not answered within ``seconds`` (the command may still be
         carried out then), or the monitor cannot be reached.
         """
@@ -259,7 +259,7 @@ class QmpClient:
                 todo="look at the QEMU process, then ask for the state again",
             ) from None
         if isinstance(answer, Refused):
-            raise MachineError(f"QEMU refused {name}", why=answer.description)
+            raise CommandRefusedError(f"QEMU refused {name}", why=answer.description)
         return answer.value
 
     def _ended(self, failure: Failure) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from kbridge.hypervisors.examine import MAX_READ_BYTES
+from kbridge.hypervisors.interface import MOST_READ_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -44,7 +44,7 @@ class MonitorMemory:
         """Read in pieces that the monitor takes; nobody else is served while it reads one."""
         data = b""
         while len(data) < length:
-            wanted = min(length - len(data), MAX_READ_BYTES)
+            wanted = min(length - len(data), MOST_READ_BYTES)
             piece = await self._machine.read_memory(address + len(data), wanted)
             data += piece
             if len(piece) < wanted:
