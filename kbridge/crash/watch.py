@@ -88,6 +88,8 @@ class CrashWatch:
         self._cursor = Cursor(guest.recorder.ring, guest.recorder.ring.head)
         self._detector.reset(self._cursor.offset)
         self._stops: list[Callable[[], None]] = []
+        self._end_wait: Callable[[], None] = _nothing
+        """Ends the wait for the console to say something."""
         self._timers: dict[str, IDelayedCall] = {}
         self._is_dead = False
         self._before_panic = ""
@@ -107,7 +109,7 @@ class CrashWatch:
         """Begin with what comes now."""
         guest = self._guest
         self._said_at = self._now()
-        self._stops.append(guest.recorder.watch(self._stirred))
+        self._wait()
         if guest.machine is not None:
             self._stops.append(guest.machine.subscribe(self._machine_event))
         self._listen()
@@ -134,7 +136,8 @@ class CrashWatch:
 
     def stop(self) -> None:
         """End; a report that was coming is told as far as it came."""
-        self._sweep.forget(self._look)
+        self._sweep.forget(self._swept)
+        self._end_wait()
         for stop in self._stops:
             stop()
         self._stops = []
@@ -146,7 +149,16 @@ class CrashWatch:
 
     def _stirred(self) -> None:
         if self._guest.recorder.ring.head != self._cursor.offset:
-            self._sweep.mark(self._look)
+            # Until it was looked at, what more comes tells nothing: it comes a hundred times a second on each line.
+            self._end_wait()
+            self._sweep.mark(self._swept)
+
+    def _wait(self) -> None:
+        self._end_wait = self._guest.recorder.watch(self._stirred)
+
+    def _swept(self) -> None:
+        self._wait()
+        self._look()
 
     def _look(self) -> None:
         """Look at what came."""
@@ -170,7 +182,8 @@ class CrashWatch:
                 # What comes next has its turn with the next sweep.
                 break
         else:
-            self._sweep.mark(self._look)
+            self._end_wait()
+            self._sweep.mark(self._swept)
         self._said_at = self._now()
         if not self._is_prepared:
             self._is_prepared = True
@@ -382,3 +395,7 @@ class CrashWatch:
 
     def _now(self) -> float:
         return float(self._reactor.seconds())
+
+
+def _nothing() -> None:
+    """Stand in for the end of a wait that has not begun."""

@@ -1,7 +1,7 @@
 """The server under test in the console benchmarks: kbridge's recorder, lines and readers, and nothing else.
 
 Lines come on stdin, one endpoint a line, ended by an empty line.  Readers connect to ``DIRECTORY/readers``.  With
-``detect`` as third argument crashes are looked for too, on all lines each ``LOOK_SECONDS``.
+``detect`` as third argument crashes are looked for too, on all lines that said something, with each sweep.
 """
 
 from __future__ import annotations
@@ -14,33 +14,42 @@ from twisted.internet import epollreactor
 
 epollreactor.install()
 
-from twisted.internet import reactor, task  # noqa: E402
+from twisted.internet import reactor  # noqa: E402
 
 from kbridge.console.readers import RingReader  # noqa: E402
 from kbridge.console.recorder import Recorder  # noqa: E402
 from kbridge.crash.detector import Detector  # noqa: E402
+from kbridge.crash.sweep import Sweep  # noqa: E402
 from kbridge.process import raise_descriptor_limit, spare_garbage_collection  # noqa: E402
 from kbridge.transports.endpoints import parse_endpoint  # noqa: E402
 from kbridge.transports.opening import open_line  # noqa: E402
 from kbridge.transports.poller import LinePoller  # noqa: E402
 from kbridge.transports.streams import Listener  # noqa: E402
 
-LOOK_SECONDS = 0.04
 
+class Watch:
+    """A detector of what comes on a line from now on, marked and swept as `CrashWatch` is."""
 
-def look(recorders: list[Recorder]) -> None:
-    """Feed what comes on each line to a detector of its own, from now on."""
-    follows = [[recorder.ring, recorder.ring.head, Detector().feed] for recorder in recorders]
+    def __init__(self, recorder: Recorder, sweep: Sweep) -> None:
+        self.recorder = recorder
+        self.ring = recorder.ring
+        self.offset = self.ring.head
+        self.sweep = sweep
+        self.feed = Detector().feed
+        self.end_wait = recorder.watch(self.stirred)
 
-    def turn() -> None:
-        for follow in follows:
-            ring, offset, feed = follow
-            head = ring.head
-            if head != offset:
-                feed(ring.read(offset, head - offset))
-                follow[1] = head
+    def stirred(self) -> None:
+        if self.ring.head != self.offset:
+            self.end_wait()
+            self.sweep.mark(self.look)
 
-    task.LoopingCall(turn).start(LOOK_SECONDS)
+    def look(self) -> None:
+        self.end_wait = self.recorder.watch(self.stirred)
+        head = self.ring.head
+        data = self.ring.read(self.offset, head - self.offset)
+        assert data is not None, "a line is looked at before its ring is full"
+        self.feed(data)
+        self.offset = head
 
 
 def main() -> None:
@@ -64,7 +73,9 @@ def main() -> None:
 
     Listener(reactor, directory / "readers", serve)
     if "detect" in sys.argv[3:]:
-        look(recorders)
+        sweep = Sweep(reactor)
+        for recorder in recorders:
+            Watch(recorder, sweep)
     spare_garbage_collection()
     reactor.callWhenRunning(print, "ready", flush=True)
     reactor.run()
