@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,15 @@ from kbridge.crash.core_file import CoreFile
 from kbridge.crash.core_kernel import begin, read_tasks
 from kbridge.crash.core_memory import CoreMemory
 from kbridge.crash.core_target import CoreTarget, Threads
+from kbridge.crash.lent_kernel import lend
+from kbridge.debuginfo import kept_files
 from kbridge.debuginfo.finders import Finder
 from kbridge.debuginfo.kernel import GuestKernel
+from kbridge.debuginfo.mapping import mapped
 from kbridge.debuginfo.opening import at_once, result_of
+from kbridge.debuginfo.separate import name_of
+from symbols import elf, vmcoreinfo
+from symbols.skeleton import vmlinux_skeleton
 
 pytestmark = [pytest.mark.guest, pytest.mark.gdb]
 
@@ -55,14 +61,14 @@ class Dead:
         return done.stdout + done.stderr
 
     def run(
-        self, *arguments: str, image: Path | None = None, timeout: float = 100
+        self, *arguments: str, image: Path | None = None, timeout: float = 100, **environment: str
     ) -> subprocess.CompletedProcess[str]:
         tool, rest = arguments[0], arguments[1:]
         return subprocess.run(
             [sys.executable, "-m", "kbridge", "crash", "open", "--with", tool, *self.files, str(image or self.image)]
             + (["--", *rest] if rest else []),
             capture_output=True, text=True, timeout=timeout, check=False, stdin=subprocess.DEVNULL,
-            env={**os.environ, "DEBUGINFOD_URLS": "", "TMPDIR": str(self.image.parent)},
+            env={**os.environ, "DEBUGINFOD_URLS": "", "TMPDIR": str(self.image.parent), **environment},
         )  # fmt: skip
 
     def gdb(self, *commands: str) -> str:
@@ -179,6 +185,81 @@ def test_an_image_in_kdumps_format_shows_the_same(dead: Dead) -> None:
     said = dead.open("gdb", "-nx", "-batch", *commands, image=kdump)
     assert len(backtraces(said)) == 2
     assert backtraces(said) == backtraces(dead.live)
+
+
+def test_a_kernel_that_was_opened_before_is_lent_to_gdb_and_shows_the_same(
+    dead: Dead, tmp_path: Path
+) -> None:
+    commands = [word for one in ("thread 1", "bt", "thread 2", "bt", "info files") for word in ("-ex", one)]
+    # gdb, which has read the symbols, asks for the threads again at once: unanswered it waits 30 s and asks once more.
+    first, again = (
+        dead.run("gdb", "-nx", "-batch", *commands, XDG_CACHE_HOME=str(tmp_path), timeout=29)
+        for _ in range(2)
+    )
+    assert first.returncode == again.returncode == 0
+    assert re.search(r"target:/kbridge/vmlinux-[0-9a-f]{12}@[0-9a-f]{16}'", first.stdout)
+    assert re.search(r"`/\S+/kbridge-\w+/vmlinux'", again.stdout)
+    assert backtraces(again.stdout) == backtraces(first.stdout) == backtraces(dead.live)
+    # In another order, and by its other name.
+    lines = [
+        sorted(
+            re.sub(
+                r"(?:target:/kbridge/|/\S+/kbridge-\w+/)vmlinux(?:-\w+@\w+)?", "MAIN", one.stderr
+            ).splitlines()
+        )
+        for one in (first, again)
+    ]
+    assert lines[0] == lines[1]
+    # Nothing is left of what was lent.
+    assert [one.name for one in dead.image.parent.iterdir()] == [dead.image.name]
+
+
+def test_only_the_kernel_that_is_in_the_image_is_lent(kgdb: Dead, tmp_path: Path) -> None:
+    kept, links, place = tmp_path / "kept", tmp_path / "links", tmp_path / "vmlinux"
+    path = Path(kgdb.files[1])
+    core = CoreFile.open(kgdb.image)
+    said = vmcoreinfo.parse(core.head.vmcoreinfo() or b"")
+    assert said.slide is not None
+    assert said.build_id is not None
+
+    def keep(slide: int, size: int) -> None:
+        with mapped(path) as image:
+            name = kept_files.main_file(said.build_id, slide, size)
+            kept_files.kept(kept, name, lambda: vmlinux_skeleton(image, slide))
+
+    def lent(of: vmcoreinfo.Vmcoreinfo = said, vmlinux: Path | None = path, *folders: Path) -> Path | None:
+        return lend(core, of, vmlinux, folders, kept, links, place)
+
+    # It was not opened before.
+    assert lent() is None
+    keep(said.slide, path.stat().st_size)
+    assert lent() == place
+    with mapped(place) as image:
+        assert elf.build_id(image) == said.build_id
+    assert name_of(links, said.build_id).resolve() == path.resolve()
+    # Its file is found by its build-id too, and not in any other way.
+    assert lent(said, None, tmp_path) is None
+    assert lent(said, None, links) == place
+    place.unlink()
+
+    # It says of itself that it was moved otherwise: its VMCOREINFO is of a boot before.
+    keep(said.slide + 0x200000, path.stat().st_size)
+    assert lent(replace(said, slide=said.slide + 0x200000)) is None
+    assert lent(replace(said, slide=None)) is None
+    assert lent(replace(said, build_id=None)) is None
+    # Another file is named, of the same size or not.
+    other = tmp_path / "other"
+    other.write_bytes(b"\x7fELF" + bytes(100))
+    assert lent(said, other) is None
+    keep(said.slide, 104)
+    assert lent(said, other) is None
+    assert lent(said, tmp_path / "none") is None
+    # What was kept is damaged.
+    for file in kept.iterdir():
+        file.write_bytes(file.read_bytes()[:-1])
+    assert lent() is None
+    assert not place.exists()
+    core.close()
 
 
 def test_a_sleeping_task_has_its_stack(dead: Dead) -> None:

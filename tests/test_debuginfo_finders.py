@@ -9,8 +9,9 @@ import pytest
 from symbols_lab import Types, note
 from test_symbols_skeleton import ALLOC, EXEC, made
 
-from kbridge.debuginfo.finders import Finder, link_debug_file, read_kernel, read_layouts
+from kbridge.debuginfo.finders import Finder, read_kernel, read_layouts
 from kbridge.debuginfo.mapping import mapped
+from kbridge.debuginfo.separate import link_debug_file
 from symbols.errors import SymbolError
 from symbols.model import BuildId
 

@@ -1,7 +1,8 @@
 """gdb on a memory image: a relay for it in this process, for as long as gdb runs.
 
 gdb is started first, and finds a socket that listens: it begins while the relay is still being loaded, and while the
-index that an earlier gdb made of the kernel's DWARF is looked at.
+index that an earlier gdb made of the kernel's DWARF is looked at.  A kernel that was opened before at the same place is
+lent to it, and it reads that meanwhile.
 """
 
 from __future__ import annotations
@@ -20,11 +21,13 @@ from typing import TYPE_CHECKING, Any
 
 from kbridge.commands.gdb_arguments import gdb_arguments
 from kbridge.crash.core_file import CoreFile
-from kbridge.debuginfo import gdb_indexes
+from kbridge.crash.lent_kernel import lend
+from kbridge.debuginfo import gdb_indexes, kept_files
 from kbridge.debuginfo.gdb_indexes import GdbIndex
 from kbridge.errors import KbridgeError
 from symbols import vmcoreinfo
 from symbols.errors import SymbolError
+from symbols.vmcoreinfo import Vmcoreinfo
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -60,9 +63,14 @@ def run_gdb(
             "debug_dirs": [*map(str, folders), str(links)],
             "vmlinux": None if vmlinux is None else str(vmlinux),
         }
-        index = _index(core, Path(found), indexes)
-        command = [found, *index.arguments] if index is not None else [found]
-        command += [*gdb_arguments(status, str(place)), *arguments]
+        kernel = _kernel(core)
+        index = None
+        command = [found]
+        if kernel.build_id is not None:
+            index = GdbIndex(gdb_indexes.folder(), Path(found), kernel.build_id, indexes)
+            command += index.arguments
+        lent = lend(core, kernel, vmlinux, folders, kept_files.folder(), links, Path(folder, "vmlinux"))
+        command += [*gdb_arguments(status, str(place), lent), *arguments]
         ended_by: list[int] = []
         with _running(command, ended_by) as process:
             lending = threading.Thread(target=(lambda: None) if index is None else index.lend)
@@ -75,13 +83,12 @@ def run_gdb(
     return 128 + number if number > 0 else process.returncode
 
 
-def _index(core: CoreFile, program: Path, session: Path) -> GdbIndex | None:
-    """Return the index for the kernel of which an image says that it is; None where it does not."""
+def _kernel(core: CoreFile) -> Vmcoreinfo:
+    """Return what an image says of its kernel, which may be nothing."""
     try:
-        build_id = vmcoreinfo.parse(core.head.vmcoreinfo() or b"").build_id
+        return vmcoreinfo.parse(core.head.vmcoreinfo() or b"")
     except SymbolError:
-        return None
-    return None if build_id is None else GdbIndex(gdb_indexes.folder(), program, build_id, session)
+        return Vmcoreinfo("", None, None, {})
 
 
 @contextmanager
@@ -121,7 +128,7 @@ def _serve(
     reactor = bare_reactor()
 
     from kbridge.crash.core_relay import CoreRelay  # noqa: PLC0415
-    from kbridge.debuginfo import kept_files, layouts  # noqa: PLC0415
+    from kbridge.debuginfo import layouts  # noqa: PLC0415
     from kbridge.debuginfo.finders import Finder  # noqa: PLC0415
 
     finder = Finder(vmlinux, folders, layouts=layouts.folder())

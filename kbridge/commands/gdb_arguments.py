@@ -19,9 +19,11 @@ SCRIPTS: Final = "vmlinux-gdb.py"
 """The kernel's own commands for gdb, which its build leaves beside vmlinux (CONFIG_GDB_SCRIPTS)."""
 
 
-def gdb_arguments(status: dict[str, Any], socket: str) -> list[str]:
-    """Return gdb's arguments for a guest's ``socket``."""
+def gdb_arguments(status: dict[str, Any], socket: str, kernel: Path | None = None) -> list[str]:
+    """Return gdb's arguments for a guest's ``socket``; ``kernel``: a main file to read first, if it is at hand."""
     commands = [f"set debug-file-directory {':'.join(status['debug_dirs'])}", *SETTINGS]
+    if kernel is not None:
+        commands.append(f"file {kernel}")
     commands.append(f"target remote {socket}")
     if status["vmlinux"] is not None:
         scripts = Path(status["vmlinux"]).with_name(SCRIPTS)

@@ -73,7 +73,7 @@ class CoreRelay:
             reactor, name, self._memory, finder, links, kernel=self._kernel, kept=kept
         )
         self._listener: Listener | None = None
-        self._sessions: dict[int, Stream] = {}
+        self._sessions: dict[int, _Session] = {}
         self._last = 0
         self._begun: Beginning | None = None
         self._tasks: Tasks | None = None
@@ -98,8 +98,8 @@ class CoreRelay:
             self._quiet = None
         if self._listener is not None:
             self._listener.close()
-        for stream in tuple(self._sessions.values()):
-            stream.abort("the image is closed")
+        for session in tuple(self._sessions.values()):
+            session.stream.abort("the image is closed")
 
     async def _look(self) -> None:
         self._begun = begun = await begin(self._memory, self._kernel, self._in_thread)
@@ -110,6 +110,8 @@ class CoreRelay:
         for one in waiting:
             one(threads)
         self.is_asked()
+        # gdb reads the kernel's symbols meanwhile.
+        await self._objects.prepare()
 
     def is_asked(self) -> None:
         """Take note that a session asks for something: what nobody waits for is done when they are quiet."""
@@ -135,6 +137,9 @@ class CoreRelay:
             self._threads.complete(self._core, found.tasks, self._memory.tables)
         except ImageError as error:
             self._tasks = Tasks((), f"tasks are not shown: {error}")
+        # Who waited for them was answered.
+        for session in tuple(self._sessions.values()):
+            session.flush()
 
     def _in_thread(self, work: Callable[[], Any]) -> Awaitable[Any]:
         found: Deferred[Any] = deferToThreadPool(self._reactor, self._reactor.getThreadPool(), work)
@@ -153,10 +158,8 @@ class CoreRelay:
             return
         self._last += 1
         number = self._last
-        session = _Session(self, number)
-        self._sessions[number] = session.stream = Stream(
-            self._reactor, connection, session.received, partial(self._lost, number)
-        )
+        session = self._sessions[number] = _Session(self, number)
+        session.stream = Stream(self._reactor, connection, session.received, partial(self._lost, number))
 
     def _lost(self, number: int, reason: str) -> None:
         del self._sessions[number]
@@ -243,10 +246,12 @@ class _Session:
         except (RemoteProtocolError, LinkFailed) as error:
             self.stream.abort(str(error))
             return
-        self._flush()
+        self.flush()
 
-    def _flush(self) -> None:
-        assert self._server is not None
+    def flush(self) -> None:
+        """Send what there is for the debugger."""
+        if self._server is None:
+            return
         data = self._server.take_output()
         if data:
             self.stream.send(data)
@@ -256,13 +261,13 @@ class _Session:
     def _library(self, kind: str, key: str, done: Callable[[bytes | None], None]) -> None:
         def answer(contents: bytes | None) -> None:
             done(contents)
-            self._flush()
+            self.flush()
 
         self._relay.ask(self._name, kind, key, answer)
 
     def _monitor(self, command: str, done: Callable[[str], None]) -> None:
         def answer(text: str) -> None:
             done(text)
-            self._flush()
+            self.flush()
 
         self._relay.monitor(command, answer)

@@ -24,7 +24,6 @@ from kbridge.debuginfo.notes import Notes, build_id_of
 from kbridge.debuginfo.separate import name_of
 from symbols import elf, modules, orc
 from symbols.btf import BtfError
-from symbols.elf import Image
 from symbols.errors import SymbolError
 from symbols.kaslr import BREAKPOINT_SYMBOL, DIVIDE_ERROR_SYMBOL, Linked
 from symbols.model import BuildId
@@ -113,21 +112,6 @@ def _layout(known: Types, kind: type[_Layout], read: Callable[[Btf], _Layout]) -
         return known.layout(kind, read)
     except BtfError:
         return None
-
-
-def link_debug_file(folder: Path, build_id: BuildId, path: Path, image: Image) -> None:
-    """Name a file with DWARF by its build-id in a folder, as gdb looks for it.  Raises ``OSError``."""
-    if not elf.has_lines(image):
-        return
-    link = name_of(folder, build_id)
-    target = path.resolve()
-    if link.is_symlink() and link.readlink() == target:
-        return
-    link.parent.mkdir(parents=True, exist_ok=True)
-    made = link.with_suffix(f".{os.getpid()}")
-    made.unlink(missing_ok=True)
-    made.symlink_to(target)
-    made.replace(link)
 
 
 class Finder:

@@ -18,8 +18,12 @@ from kbridge.debuginfo import cache
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from symbols.model import BuildId
+
 MOST_FILES: Final = 32
 """Of 4 MB, most of them."""
+MADE: Final = 1
+"""Goes up whenever a main file is made differently."""
 _DIGEST_BYTES: Final = 16
 _SUFFIX: Final = ".served"
 
@@ -29,23 +33,36 @@ def folder() -> Path:
     return cache.folder().with_name("served")
 
 
+def main_file(build_id: BuildId, slide: int, size: int) -> str:
+    """Return the name of the main file of a kernel at its place, which is made of a file of so many bytes."""
+    return f"vmlinux-{build_id}@{slide:x}-{size}-{MADE}"
+
+
+def known(place: Path, name: str) -> bytes | None:
+    """Return the contents called ``name`` in a folder, None where they are not there.  Blocks."""
+    return _read(_path(place, name))
+
+
 def kept(place: Path, name: str, make: Callable[[], bytes]) -> bytes:
     """Return the contents called ``name`` in a folder, made and kept if they are not there; raises what ``make`` does.
 
     Blocks: it is called in a thread.
     """
-    path = place / f"{name}{_SUFFIX}"
-    known = _read(path)
-    if known is not None:
-        return known
+    contents = known(place, name)
+    if contents is not None:
+        return contents
     contents = make()
     try:
-        cache.write(path, (_digest(contents), contents))
+        cache.write(_path(place, name), (_digest(contents), contents))
         _prune(place)
     except OSError:
         # A full disk, or a home that may not be written: it serves all the same.
         return contents
     return contents
+
+
+def _path(place: Path, name: str) -> Path:
+    return place / f"{name}{_SUFFIX}"
 
 
 def _read(path: Path) -> bytes | None:

@@ -25,9 +25,9 @@ from twisted.logger import Logger
 
 from gdbstubs.modes import Mode
 from kbridge.debuginfo import kept_files
-from kbridge.debuginfo.finders import link_debug_file
 from kbridge.debuginfo.kernel import GuestKernel, Kernel, Memory, Unwind
 from kbridge.debuginfo.mapping import mapped
+from kbridge.debuginfo.separate import link_debug_file
 from kbridge.errors import GuestError, KbridgeError
 from symbols import elf, orc, skeleton
 from symbols.belief import Sighting, Verdict, judge
@@ -57,8 +57,6 @@ WORDS_SECONDS: Final = 20.0
 MOST_BYTES: Final = 64 << 20
 """Of made files that are kept."""
 MOST_SESSIONS: Final = 256
-_MADE: Final = 1
-"""Goes up whenever a main file is made differently."""
 _NO_FILE: Final = "none of this build-id: names and unwinding are the kernel's own, out of its memory"
 _ENTRIES: Final = ".orc_unwind"
 _PLACES: Final = ".orc_unwind_ip"
@@ -296,7 +294,7 @@ class DebuggerObjects:
                 if self._kept is None:
                     return made()
                 size = kernel.path.stat().st_size
-                return kept_files.kept(self._kept, f"vmlinux-{build_id}@{slide:x}-{size}-{_MADE}", made)
+                return kept_files.kept(self._kept, kept_files.main_file(build_id, slide, size), made)
 
         self._offer(name, make)
         return name
@@ -332,6 +330,15 @@ class DebuggerObjects:
         return libraries_xml(
             [(one.name, one.addresses(data)) for one, data in zip(modules, contents, strict=True)]
         )
+
+    async def prepare(self) -> None:
+        """Read what each session asks for first, while nobody has asked; never raises what a memory is the cause of."""
+        async with self._turn:
+            try:
+                await self._libraries(_Told())
+            except (SymbolError, KbridgeError, OSError) as error:
+                # Who asks is told so then.
+                self._log.debug("{guest}: nothing is prepared: {why}", guest=self._guest, why=str(error))
 
     # -- files ----------------------------------------------------------------------------------------------
 

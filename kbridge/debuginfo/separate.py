@@ -7,6 +7,7 @@ has another CRC-32 or build-id is of another build, and not taken.
 
 from __future__ import annotations
 
+import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from symbols import elf
 from symbols.errors import SymbolError
 
 if TYPE_CHECKING:
+    from symbols.elf import Image
     from symbols.model import BuildId
 
 DEBUG_DIRS: Final = (Path("/usr/lib/debug"),)
@@ -52,6 +54,21 @@ def by_build_id(folder: Path, build_id: BuildId) -> Path | None:
 def name_of(folder: Path, build_id: BuildId) -> Path:
     """Return what a file is called by its build-id in a folder for debug files, as gdb looks for it."""
     return folder / ".build-id" / build_id[:2] / f"{build_id[2:]}.debug"
+
+
+def link_debug_file(folder: Path, build_id: BuildId, path: Path, image: Image) -> None:
+    """Name a file with DWARF by its build-id in a folder, as gdb looks for it.  Raises ``OSError``."""
+    if not elf.has_lines(image):
+        return
+    link = name_of(folder, build_id)
+    target = path.resolve()
+    if link.is_symlink() and link.readlink() == target:
+        return
+    link.parent.mkdir(parents=True, exist_ok=True)
+    made = link.with_suffix(f".{os.getpid()}")
+    made.unlink(missing_ok=True)
+    made.symlink_to(target)
+    made.replace(link)
 
 
 def _places(path: Path, name: str, folders: tuple[Path, ...]) -> Iterator[Path]:
