@@ -43,7 +43,7 @@ BOOT_SECONDS = 120.0
 READY_SECONDS = 60.0
 WORDS = "single systemd.setenv=SYSTEMD_SULOGIN_FORCE=1"
 KBRIDGE = str(Path(sys.executable).with_name("kbridge"))
-STARTS = re.compile(rb"Booting `|stop autoboot:  0|EFI stub: ")
+STARTS = re.compile(rb"Booting `|\x08 0 \r|EFI stub: ")
 """The first that a preset boot shows of its loader being done with waiting."""
 
 
