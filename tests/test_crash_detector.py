@@ -402,6 +402,24 @@ def test_of_a_machine_that_may_have_been_put_back_the_next_stamp_is_of_now() -> 
     assert doubts(901.0, 1.0, put_back=True) == ["", "", again]
 
 
+def test_a_machine_that_was_put_back_may_say_the_same_at_the_same_time() -> None:
+    """Its clock too: a watchdog's timer rings at the microsecond at which it rang before."""
+    text = stamped("eth0: up\n", start=5.0) + stamped(CRASH, start=8.741696)
+
+    def doubts(*, put_back: bool) -> list[str]:
+        detector = Detector()
+        events = []
+        for _ in range(3):
+            if put_back:
+                detector.may_be_put_back()
+            events += detector.feed(text) + detector.settle()
+        return [begin.doubt for begin in begins(events)]
+
+    assert doubts(put_back=True) == ["", "", ""]
+    twice = "printed again: the same line, of the same time, began a crash before"
+    assert doubts(put_back=False) == ["", twice, twice]
+
+
 def test_a_log_shown_by_an_unknown_command_is_told_by_its_stamps() -> None:
     data = NOW + b"root@web1:~# ./collect\r\nLog:\r\n" + stamped(LONG, start=1.0) + stamped(CRASH)
     assert [begin.doubt for begin in begins(parse(data))] == ["printed again: its time stamps are of before"]

@@ -81,6 +81,9 @@ class Clock:
         """Take a stamp that came, which stands in ``text`` at ``place``."""
         shown, self._shown = self._shown, time
         if time >= self._latest or self._may_fall:
+            if time < self._latest:
+                # It was put back, and may say again what it said since that moment, to the microsecond.
+                self._begun.clear()
             self._latest = time
             self.rises(time)
         elif time < shown - BACKWARDS:
