@@ -268,10 +268,11 @@ class CommandTests(QemuCase):
 
     async def test_reads_at_the_same_time_do_not_mix(self) -> None:
         await self.found()
-        places = range(0xF0000, 0x100000, 0x2000)
-        reads = [Deferred.fromCoroutine(self.machine.read_memory(at, 0x2000)) for at in places]
-        found = await gatherResults(reads)
-        assert b"".join(found) == await self.machine.read_memory(0xF0000, 0x10000)
+        # QEMU has the file already: what is asked for now it is asked for at once.
+        firmware = await self.machine.read_memory(0xF0000, 0x10000)
+        places = range(0xF0000, 0x100000, 0x800)
+        reads = [Deferred.fromCoroutine(self.machine.read_memory(at, 0x800)) for at in places]
+        assert b"".join(await gatherResults(reads)) == firmware
 
     async def test_where_qemu_may_not_open_its_files_anew_memory_comes_as_text(self) -> None:
         await self.found()
