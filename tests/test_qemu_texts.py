@@ -261,9 +261,9 @@ def test_a_read_is_cut_at_pages_and_at_the_end_of_memory(address: int, length: i
         assert start + size == following
 
 
-@pytest.mark.parametrize(("address", "length"), [(0, -1), (-1, 1), ((1 << 64) + 1, 1)])
+@pytest.mark.parametrize(("address", "length"), [(0, -1), (-1, 1), (1 << 64, 1)])
 def test_what_cannot_be_addressed_is_refused(address: int, length: int) -> None:
-    with pytest.raises(ValueError, match="cannot be read"):
+    with pytest.raises(ValueError, match=r"cannot be read$"):
         examine.pieces(address, length)
 
 

@@ -29,7 +29,7 @@ def pieces(address: int, length: int) -> list[tuple[int, int]]:
 
     What lies beyond the end of memory is left out.  ``ValueError`` for what no processor can address.
     """
-    if not (length >= 0 and 0 <= address <= END_OF_MEMORY):
+    if not (length >= 0 and 0 <= address < END_OF_MEMORY):
         raise ValueError(f"{length} bytes at {address:#x} cannot be read")
     end = min(address + length, END_OF_MEMORY)
     found = []

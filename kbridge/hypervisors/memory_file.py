@@ -24,6 +24,7 @@ from twisted.internet.defer import DeferredLock
 from twisted.logger import Logger
 
 from kbridge.errors import CommandRefusedError, MachineError
+from kbridge.hypervisors.examine import END_OF_MEMORY
 
 if TYPE_CHECKING:
     from kbridge.hypervisors.qmp_client import QmpClient
@@ -33,7 +34,6 @@ SET: Final = 0x6B627269
 CLOSE_SECONDS: Final = 1.0
 """How long who leaves waits for QEMU."""
 _NOT_MAPPED: Final = "Invalid addr"
-_PLACES: Final = 1 << 64
 
 
 class MemoryFile:
@@ -74,7 +74,7 @@ class MemoryFile:
             if self._is_refused:
                 return b""
             try:
-                return await self._read(address, min(length, _PLACES - address))
+                return await self._read(address, length)
             except (CommandRefusedError, OSError) as error:
                 self._is_refused = True
                 self._log.info("memory is read through the human monitor, slowly: {why}", why=str(error))
@@ -83,7 +83,7 @@ class MemoryFile:
     async def _read(self, address: int, length: int) -> bytes:
         if self._path is None:
             self._path = await self._hand_over()
-        signed = address - _PLACES if address >= _PLACES // 2 else address
+        signed = address - END_OF_MEMORY if address >= END_OF_MEMORY // 2 else address
         assert self._file is not None
         file = self._file
         try:

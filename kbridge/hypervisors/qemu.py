@@ -252,9 +252,12 @@ class QemuMachine:
         """
         if not (0 <= length <= MOST_READ_BYTES and 0 <= address < examine.END_OF_MEMORY):
             raise ValueError(f"{length} bytes at {address:#x} cannot be read at once")
+        length = min(length, examine.END_OF_MEMORY - address)
         data = b""
         if length >= MUCH_BYTES:
             data = await self._memory_file.read(address, length)
+            if len(data) == length:
+                return data
         for start, size in examine.pieces(address + len(data), length - len(data)):
             piece = examine.parse(await self.human_monitor(examine.command(start, size)), size)
             data += piece
