@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IDelayedCall
 
+    from kbridge.console.recorder import Recorder
+
 SECONDS: Final = 0.2
 
 
@@ -46,3 +48,38 @@ class Sweep:
         marked, self._marked = self._marked, {}
         for look in marked:
             look()
+
+
+class Follow:
+    """Has ``look`` called with the sweep after a console said something.
+
+    Until then what more comes tells nothing: it comes a hundred times a second on each line, and nobody waits for it.
+    """
+
+    def __init__(self, sweep: Sweep, recorder: Recorder, look: Callable[[], None]) -> None:
+        """Begin with what comes now."""
+        self._sweep = sweep
+        self._recorder = recorder
+        self._call = look
+        self._head = recorder.ring.head
+        self._end_wait = recorder.watch(self._stirred)
+
+    def again(self) -> None:
+        """Have it called with the next sweep, whether or not more comes."""
+        self._end_wait()
+        self._sweep.mark(self._look)
+
+    def stop(self) -> None:
+        """Do not call it any more."""
+        self._end_wait()
+        self._sweep.forget(self._look)
+
+    def _stirred(self) -> None:
+        # What is noted beside the bytes stirs it too.
+        if self._recorder.ring.head != self._head:
+            self.again()
+
+    def _look(self) -> None:
+        self._head = self._recorder.ring.head
+        self._end_wait = self._recorder.watch(self._stirred)
+        self._call()

@@ -24,6 +24,7 @@ from kbridge.console.readers import Cursor, Gap
 from kbridge.crash.detector import CrashEnds, Detector
 from kbridge.crash.facts import How, Noticed
 from kbridge.crash.kinds import Kind
+from kbridge.crash.sweep import Follow
 from kbridge.crash.words import PANIC, SILENCE, WARNINGS, fatal, in_debugger, of_title
 from kbridge.hypervisors.interface import RunState
 from kbridge.transports.lines import LineState
@@ -88,8 +89,7 @@ class CrashWatch:
         self._cursor = Cursor(guest.recorder.ring, guest.recorder.ring.head)
         self._detector.reset(self._cursor.offset)
         self._stops: list[Callable[[], None]] = []
-        self._end_wait: Callable[[], None] = _nothing
-        """Ends the wait for the console to say something."""
+        self._follow: Follow | None = None
         self._timers: dict[str, IDelayedCall] = {}
         self._is_dead = False
         self._before_panic = ""
@@ -109,7 +109,8 @@ class CrashWatch:
         """Begin with what comes now."""
         guest = self._guest
         self._said_at = self._now()
-        self._wait()
+        self._follow = Follow(self._sweep, guest.recorder, self._look)
+        self._stops.append(self._follow.stop)
         if guest.machine is not None:
             self._stops.append(guest.machine.subscribe(self._machine_event))
         self._listen()
@@ -136,8 +137,6 @@ class CrashWatch:
 
     def stop(self) -> None:
         """End; a report that was coming is told as far as it came."""
-        self._sweep.forget(self._swept)
-        self._end_wait()
         for stop in self._stops:
             stop()
         self._stops = []
@@ -146,19 +145,6 @@ class CrashWatch:
         self._timers = {}
 
     # -- the console ----------------------------------------------------------------------------------------
-
-    def _stirred(self) -> None:
-        if self._guest.recorder.ring.head != self._cursor.offset:
-            # Until it was looked at, what more comes tells nothing: it comes a hundred times a second on each line.
-            self._end_wait()
-            self._sweep.mark(self._swept)
-
-    def _wait(self) -> None:
-        self._end_wait = self._guest.recorder.watch(self._stirred)
-
-    def _swept(self) -> None:
-        self._wait()
-        self._look()
 
     def _look(self) -> None:
         """Look at what came."""
@@ -182,8 +168,8 @@ class CrashWatch:
                 # What comes next has its turn with the next sweep.
                 break
         else:
-            self._end_wait()
-            self._sweep.mark(self._swept)
+            assert self._follow is not None
+            self._follow.again()
         self._said_at = self._now()
         if not self._is_prepared:
             self._is_prepared = True
@@ -395,7 +381,3 @@ class CrashWatch:
 
     def _now(self) -> float:
         return float(self._reactor.seconds())
-
-
-def _nothing() -> None:
-    """Stand in for the end of a wait that has not begun."""

@@ -19,7 +19,7 @@ from twisted.internet import reactor  # noqa: E402
 from kbridge.console.readers import RingReader  # noqa: E402
 from kbridge.console.recorder import Recorder  # noqa: E402
 from kbridge.crash.detector import Detector  # noqa: E402
-from kbridge.crash.sweep import Sweep  # noqa: E402
+from kbridge.crash.sweep import Follow, Sweep  # noqa: E402
 from kbridge.process import raise_descriptor_limit, spare_garbage_collection  # noqa: E402
 from kbridge.transports.endpoints import parse_endpoint  # noqa: E402
 from kbridge.transports.opening import open_line  # noqa: E402
@@ -28,23 +28,15 @@ from kbridge.transports.streams import Listener  # noqa: E402
 
 
 class Watch:
-    """A detector of what comes on a line from now on, marked and swept as `CrashWatch` is."""
+    """A detector of what comes on a line from now on, asked as `CrashWatch` asks it."""
 
     def __init__(self, recorder: Recorder, sweep: Sweep) -> None:
-        self.recorder = recorder
         self.ring = recorder.ring
         self.offset = self.ring.head
-        self.sweep = sweep
         self.feed = Detector().feed
-        self.end_wait = recorder.watch(self.stirred)
-
-    def stirred(self) -> None:
-        if self.ring.head != self.offset:
-            self.end_wait()
-            self.sweep.mark(self.look)
+        self.follow = Follow(sweep, recorder, self.look)
 
     def look(self) -> None:
-        self.end_wait = self.recorder.watch(self.stirred)
         head = self.ring.head
         data = self.ring.read(self.offset, head - self.offset)
         assert data is not None, "a line is looked at before its ring is full"
